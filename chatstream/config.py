@@ -1,0 +1,173 @@
+"""Settings: every CHATSTREAM_* key, with its unit, default and check, in one table.
+
+A key is looked up in `app.config` first, then in the environment, once, by `Settings.load`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+from chatstream.errors import ConfigError
+
+PREFIX = "CHATSTREAM_"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a non-empty text")
+    return value.strip()
+
+
+def _key(value: Any) -> str:
+    """A secret that goes into a header. An empty one is none, as in `CHATSTREAM_API_KEY=`."""
+    if not isinstance(value, str) or not value.isascii() or not value.strip().isprintable():
+        raise ValueError("a key of printable ASCII characters")
+    return value.strip()
+
+
+def _prefix(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
+        raise ValueError("a path such as /api/chat, with a leading and no trailing slash")
+    return value
+
+
+def _url(value: Any) -> str:
+    sentence = "an http:// or https:// address such as https://api.deepseek.com/chat/completions"
+    text = value.strip() if isinstance(value, str) else ""
+    parts = urlsplit(text)
+    try:
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.username is not None or not text.isprintable() or " " in text:
+        raise ValueError(sentence)
+    return text
+
+
+def _choice(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(" or ".join(words))
+        return str(value)
+
+    return check
+
+
+def _switch(value: Any) -> bool:
+    known = {"1": True, "true": True, "yes": True, "on": True}
+    known |= {"0": False, "false": False, "no": False, "off": False}
+    word = str(value).strip().lower()
+    if word not in known:
+        raise ValueError("1 or 0")
+    return known[word]
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,12}", str(value).strip()):
+        raise ValueError("a whole number of at least 1")
+    if (number := int(value)) < 1:
+        raise ValueError("a whole number of at least 1")
+    return number
+
+
+def _seconds(value: Any) -> float:
+    number = _number(value)
+    if not 0 < number <= 86_400 * 7:
+        raise ValueError("a number of seconds above 0 and up to a week")
+    return number
+
+
+def _seconds_or_off(value: Any) -> float | None:
+    if value is None or str(value).strip().lower() in ("", "off", "0"):
+        return None
+    return _seconds(value)
+
+
+def _number(value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    return number
+
+
+def _setting(default: Any, check: Callable[[Any], Any], help: str, *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"check": check, "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one app. Frozen: read once, safe from any thread."""
+
+    url_prefix: str = _setting("/api/chat", _prefix, "where the routes are mounted")
+    upstream_url: str = _setting(
+        "https://api.deepseek.com/chat/completions",
+        _url,
+        "the provider's chat completions address; any OpenAI-compatible one",
+    )
+    api_key: str = _setting(
+        "", _key, "the provider's key; else DEEPSEEK_API_KEY, else none is sent", secret=True
+    )
+    model: str = _setting("deepseek-chat", _text, "the model where a request names none")
+    include_usage: bool = _setting(
+        False, _switch, "1 asks the provider for a usage event (stream_options)"
+    )
+    on_conflict: str = _setting(
+        "supersede",
+        _choice("supersede", "reject"),
+        "what a second stream of a live session does: supersede aborts the first, reject is a 409",
+    )
+    max_body: int = _setting(1024 * 1024, _count, "longest request body, bytes")
+    max_streams: int | None = _setting(
+        None, _count, "stream slots of a worker; gunicorn.conf.py works it out, else 3"
+    )
+    ping_interval: float = _setting(
+        15.0, _seconds, "silence towards the client after which a ping goes out, seconds"
+    )
+    upstream_connect_timeout: float = _setting(
+        5.0, _seconds, "connecting to one address of the provider, TLS step by step, seconds"
+    )
+    upstream_headers_timeout: float = _setting(
+        600.0, _seconds, "from the request to the provider's headers, seconds"
+    )
+    upstream_idle_timeout: float = _setting(
+        120.0, _seconds, "silence of the provider inside an answer, seconds"
+    )
+    stream_deadline: float | None = _setting(
+        None, _seconds_or_off, "longest a stream may last, seconds; off or 0 for no bound"
+    )
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+        """Reads and checks every key.
+
+        Args:
+            config: The app's config; wins over the environment.
+            environ: The process's environment.
+
+        Raises:
+            ConfigError: A value is wrong; the message says which key and what it takes.
+        """
+        values = {}
+        for setting in fields(cls):
+            key = PREFIX + setting.name.upper()
+            value = config.get(key, environ.get(key))
+            if key == "CHATSTREAM_API_KEY" and not value:
+                key = "DEEPSEEK_API_KEY"
+                value = config.get(key, environ.get(key))
+            if value is not None:
+                values[setting.name] = _checked(key, value, setting.metadata["check"], setting.repr)
+        return cls(**values)
+
+
+def _checked(key: str, value: Any, check: Callable[[Any], Any], showable: bool) -> Any:
+    try:
+        return check(value)
+    except ValueError as error:
+        shown = f", not {value!r}" if showable else ""
+        raise ConfigError(f"{key} must be {error}{shown}.") from None

@@ -1,0 +1,89 @@
+"""The exception tree.
+
+    ChatStreamError
+     ├── ConfigError            a setting is wrong; raised at start-up
+     ├── StreamAborted          we ended it: the stream has a recorded cause
+     └── StreamError            a stream that cannot be, or went wrong; has a code and a status
+          ├── Refused           the caller's request: 400, 405, 409, 413, 415
+          ├── Busy              this worker has no room: 503
+          ├── Ended             a deadline or a shutdown of ours, told to the client: 504, 503
+          └── UpstreamError     they broke it: the provider, or the way to it: 502, 504, 429, 400
+
+Exceptions of requests, urllib3, ssl and socket are mapped to this tree in `chatstream.upstream`,
+with `__cause__` kept.
+"""
+
+from __future__ import annotations
+
+
+class ChatStreamError(Exception):
+    """Base of everything chatstream raises."""
+
+
+class ConfigError(ChatStreamError):
+    """A setting has a wrong value. The message names the key and says what to set."""
+
+
+class StreamAborted(ChatStreamError):
+    """The stream was aborted by us; the cause is recorded on the stream."""
+
+
+class StreamError(ChatStreamError):
+    """A stream that could not start or went wrong.
+
+    Attributes:
+        code: The word for machines, as in `failed: <code>` and in the JSON and SSE errors.
+        status: The HTTP status where no byte has been sent yet.
+        type: The `type` of the SSE error event, in the manner of OpenAI's errors.
+        message: A sentence for people. Never holds a key or the text of a provider's 401.
+        retry_after: Value for a `Retry-After` header, or None.
+        detail: What the log may say beyond the code; not for clients.
+    """
+
+    code = "error"
+    status = 500
+    type = "service_error"
+    detail = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        retry_after: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.code
+        self.status = status or self.status
+        self.retry_after = retry_after
+
+
+class Refused(StreamError):
+    """The caller's request cannot be served as it is."""
+
+    code = "bad_request"
+    status = 400
+
+
+class Busy(StreamError):
+    """No stream slot, thread or descriptor is free in this worker."""
+
+    code = "busy"
+    status = 503
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after="1")
+
+
+class Ended(StreamError):
+    """We ended the stream, and the client is told so (a deadline, a shutdown)."""
+
+
+class UpstreamError(StreamError):
+    """The provider, or the way to it, failed. The codes are listed in README.md."""
+
+    code = "upstream_error"
+    status = 502
+    type = "upstream_error"

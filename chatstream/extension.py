@@ -1,0 +1,274 @@
+"""ChatStream, the Flask extension: wiring only, the one room that knows the others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from flask import Flask
+
+from chatstream import cli, views
+from chatstream.config import Settings
+from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
+from chatstream.loop import Loop, Timer
+from chatstream.outcome import Cause, Kind, Outcome
+from chatstream.registry import Registry
+from chatstream.stream import Stream, StreamIterable
+from chatstream.upstream import Upstream
+
+log = logging.getLogger("chatstream")
+
+UNKNOWN_SERVER_STREAMS = 3
+"""Stream slots where CHATSTREAM_MAX_STREAMS is unset and the server's threads are not known."""
+
+Identify = Callable[[], Any]
+"""Names the caller of the present request: a str or an int. A response is sent as it is; None is
+answered with 401."""
+
+
+class ChatStream:
+    """Mounts the chat routes in a Flask app.
+
+        app = Flask(__name__)
+        ChatStream(app, identify=lambda: current_user.get_id())
+
+    Nothing of an app is kept here; `app.extensions["chatstream"]` has its `Service`.
+    """
+
+    def __init__(self, app: Flask | None = None, *, identify: Identify | None = None) -> None:
+        """
+        Args:
+            app: The app to mount in, or None and a later `init_app`.
+            identify: See `Identify`. Without it, all callers are one owner.
+        """
+        self._identify = identify
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Reads the settings and mounts the routes.
+
+        Raises:
+            ConfigError: A setting is wrong; the message names it.
+        """
+        settings = Settings.load(app.config, os.environ)
+        app.extensions["chatstream"] = Service(settings, self._identify)
+        app.register_blueprint(views.blueprint(settings.url_prefix))
+        app.cli.add_command(cli.group)
+
+
+class Service:
+    """The streams of one app in one process. Safe from any thread.
+
+    Threads and connections start with the first stream, so after a server's fork.
+
+    Attributes:
+        settings: The app's settings.
+        registry: Its live streams.
+        identify: See `Identify`.
+    """
+
+    def __init__(self, settings: Settings, identify: Identify | None = None) -> None:
+        self.settings = settings
+        self.identify = identify
+        self.registry = Registry(
+            settings.max_streams or UNKNOWN_SERVER_STREAMS,
+            reject_conflicts=settings.on_conflict == "reject",
+        )
+        self._loop = Loop()
+        self._upstream: Upstream | None = None
+        self._pid = 0  # the process that started
+        self._lock = threading.Lock()  # guards the two above while starting
+
+    def start(self, environ: Mapping[str, Any] | None = None) -> None:
+        """Makes what must not cross a fork. Called by `open`; idempotent.
+
+        Args:
+            environ: A request's WSGI environ, for advice in the log about the server.
+        """
+        if self._pid == os.getpid():
+            return
+        with self._lock:
+            if self._pid == os.getpid():
+                return
+            self._upstream = Upstream(
+                self.settings, self.registry.max_streams, self._loop.call_later
+            )
+            self._pid = os.getpid()
+        for advice in _advice(self.settings, environ or {}):
+            log.warning(advice)
+
+    def stop(self) -> None:
+        """Aborts every stream (cause SHUTDOWN), closes idle connections, ends the loop's thread.
+
+        For tests and for the end of a process; a later `open` starts again.
+        """
+        for stream in self.registry.live():
+            stream.abort(Cause.SHUTDOWN)
+        with self._lock:
+            upstream, self._upstream, self._pid = self._upstream, None, 0
+        if upstream is not None:
+            upstream.close()
+        self._loop.stop()
+
+    def open(
+        self,
+        payload: bytes,
+        *,
+        session_id: str | None = None,
+        stream_id: str | None = None,
+        owner: str = "",
+        environ: Mapping[str, Any] | None = None,
+    ) -> StreamIterable:
+        """Begins a stream. The provider is called at the iterable's first `next`.
+
+        Args:
+            payload: The provider's chat request, as JSON.
+            session_id: The chat; made up when None.
+            stream_id: This answer; made up when None.
+            owner: Whose it is.
+            environ: The request's WSGI environ, where the client's socket is looked for.
+
+        Returns:
+            What the server has to walk and to close.
+
+        Raises:
+            Busy: No slot or descriptor is free.
+            Refused: 409, see `Registry.add`.
+        """
+        self.start(environ)
+        stream = Stream(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
+        sock = _client_socket(environ or {})
+        if sock is not None:
+            stream.client = self._loop.watch(sock, partial(stream.abort, Cause.CLIENT))
+        try:
+            superseded, cancelled = self.registry.add(stream)
+        except StreamError:
+            if stream.client is not None:
+                stream.client.release()
+            raise
+        log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
+        if superseded is not None:
+            superseded.abort(Cause.SUPERSEDED)
+        if cancelled:
+            stream.abort(Cause.CANCEL)
+        return self._iterable(stream, payload)
+
+    def abort(self, session_id: str, stream_id: str | None = None, *, owner: str = "") -> bool:
+        """Stops the live stream of these names, cause CANCEL.
+
+        A `stream_id` that has not been seen is remembered: see `Registry.cancel`.
+
+        Returns:
+            Whether there was one. When True, the provider's connection has been shut down.
+        """
+        stream = self.registry.cancel(owner, session_id, stream_id)
+        return stream is not None and stream.abort(Cause.CANCEL)
+
+    def _iterable(self, stream: Stream, payload: bytes) -> StreamIterable:
+        deadline = self.settings.stream_deadline
+        timer = deadline and self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
+        return StreamIterable(
+            stream,
+            partial(self._connect, payload),
+            ping_interval=self.settings.ping_interval,
+            headers_timeout=self.settings.upstream_headers_timeout,
+            idle_timeout=self.settings.upstream_idle_timeout,
+            on_close=partial(self._closed, stream, timer or None),
+        )
+
+    def _connect(self, payload: bytes, stream: Stream) -> None:
+        self.registry.enter(stream)
+        try:
+            threading.Thread(
+                target=self._call, args=(payload, stream), name="chatstream-call", daemon=True
+            ).start()
+        except RuntimeError:  # can't start new thread
+            stream.fail(Busy("This worker has no free thread. Please try again."))
+            self.registry.leave(stream)
+
+    def _call(self, payload: bytes, stream: Stream) -> None:
+        """The thread that calls the provider. Ends when its headers are in."""
+        try:
+            upstream = self._upstream
+            if upstream is None:
+                raise StreamAborted  # stopped meanwhile
+            body = upstream.open(payload, stream)
+            if not stream.answered(body):
+                body.close()
+        except StreamAborted:
+            pass
+        except StreamError as error:
+            stream.fail(error)
+        except Exception:
+            log.exception("[SSE] %s stream=%s", stream.session_id, stream.stream_id)
+            stream.fail(UpstreamError("The provider could not be called."))
+        finally:
+            self.registry.leave(stream)
+
+    def _closed(self, stream: Stream, timer: Timer | None, outcome: Outcome) -> None:
+        if timer is not None:
+            self._loop.cancel(timer)
+        self.registry.remove(stream)
+        _log_outcome(outcome)
+
+
+def _client_socket(environ: Mapping[str, Any]) -> socket.socket | None:
+    """The client's connection, where the server shows it: gunicorn, werkzeug."""
+    sock: socket.socket | None = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    return sock
+
+
+def _log_outcome(outcome: Outcome) -> None:
+    """The one terminal line of a stream."""
+    facts = (
+        f"phase={outcome.phase.value} stream={outcome.stream_id} events={outcome.events}"
+        f" bytes={outcome.bytes} duration={outcome.duration:.3f}s"
+    )
+    if outcome.kind is Kind.FAILED:
+        detail = f' detail="{outcome.detail}"' if outcome.detail else ""
+        log.warning("[SSE] %s failed: %s %s%s", outcome.session_id, outcome.code, facts, detail)
+    elif outcome.cause is not None:
+        log.info(
+            "[SSE] %s aborted by %s cause=%s %s stop_ms=%.3f",
+            outcome.session_id,
+            outcome.cause.words,
+            outcome.cause.value,
+            facts,
+            outcome.stop_ms,
+        )
+    else:
+        log.info("[SSE] %s completed %s", outcome.session_id, facts)
+
+
+def _advice(settings: Settings, environ: Mapping[str, Any]) -> list[str]:
+    """What the operator of this server should know."""
+    advice = []
+    gunicorn = str(environ.get("SERVER_SOFTWARE", "")).startswith("gunicorn")
+    if gunicorn and not environ.get("wsgi.multithread"):
+        advice.append(
+            "gunicorn's sync worker serves one stream at a time, no cancel can reach it meanwhile, "
+            "and gunicorn kills it after `timeout`. Use --worker-class gthread or gevent."
+        )
+    if environ.get("wsgi.multiprocess"):
+        advice.append(
+            "More than one worker: a cancel stops a stream only if it reaches the same worker. "
+            "Use one worker with more threads."
+        )
+    if str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/2"):
+        advice.append(
+            "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel waits "
+            "behind the stream it should stop. Terminate HTTP/2 in nginx."
+        )
+    if settings.max_streams is None:
+        advice.append(
+            f"The server's threads are not known: {UNKNOWN_SERVER_STREAMS} streams at a time. "
+            "Set CHATSTREAM_MAX_STREAMS to the threads less a few for cancels."
+        )
+    return advice

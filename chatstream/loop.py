@@ -1,0 +1,277 @@
+"""The one native thread per worker that waits on sockets and clocks.
+
+It watches the clients' connections (a client that leaves is noticed by its socket, not by a write)
+and runs what is due later. It sleeps in epoll until one of these happens. Its callbacks record and
+shut down; they must not block, log or take a lock that gevent may have patched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import heapq
+import itertools
+import os
+import select
+import socket
+import struct
+import termios
+import traceback
+from collections.abc import Callable
+from time import monotonic
+
+import _socket
+from chatstream import native
+from chatstream.errors import Busy
+
+_HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+_BYTES_ACKED = 120
+"""Offset of tcpi_bytes_acked in struct tcp_info (linux/tcp.h, since Linux 4.1)."""
+
+
+_SPARSE = 64
+"""Cancelled timers that may lie in the heap before it is looked at."""
+
+
+class Timer:
+    """Something due later; see `Loop.call_later` and `Loop.cancel`."""
+
+    __slots__ = ("callback", "due")
+
+    def __init__(self, due: float, callback: Callable[[], object]) -> None:
+        self.due = due
+        self.callback: Callable[[], object] | None = callback
+
+
+class Loop:
+    """Watches sockets and clocks in one native thread, which starts when first needed.
+
+    All methods are safe from any thread. After a fork the child starts a loop of its own.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        # Guards all below. Held for assignments and system calls that return at once.
+        self._lock = native.allocate_lock()
+        self._pid = 0  # the process whose thread runs; 0 for none
+        self._watches: dict[int, ClientSocket] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._cancelled = 0
+
+    def watch(self, sock: socket.socket, on_hang_up: Callable[[], object]) -> ClientSocket:
+        """Calls `on_hang_up` once, from the loop's thread, when the peer of `sock` leaves.
+
+        A FIN counts as leaving, as nginx has it: a client that half-closes is gone.
+
+        Returns:
+            The watch. Its owner has to `release` it.
+
+        Raises:
+            Busy: The process has no descriptor left.
+        """
+        self._start()
+        try:
+            client = ClientSocket(self, sock, on_hang_up)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise Busy("This worker has no free descriptor. Please try again.") from error
+        with self._lock:
+            self._watches[client.fd] = client
+            self._epoll.register(client.fd, _HANG_UP)
+        return client
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
+        """Runs `callback` in the loop's thread after `delay` seconds."""
+        self._start()
+        timer = Timer(monotonic() + delay, callback)
+        with self._lock:
+            heapq.heappush(self._timers, (timer.due, next(self._order), timer))
+            first = self._timers[0][2] is timer
+        if first:
+            self._wake()
+        return timer
+
+    def cancel(self, timer: Timer) -> None:
+        """Forgets the timer's callback. One that is running already goes on. Idempotent."""
+        with self._lock:
+            if timer.callback is None:
+                return
+            timer.callback = None
+            self._cancelled += 1
+            if self._cancelled > max(_SPARSE, len(self._timers) // 2):
+                self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+                heapq.heapify(self._timers)
+                self._cancelled = 0
+
+    def stop(self) -> None:
+        """Ends the thread. Watches and timers are forgotten; the loop can start again."""
+        with self._lock:
+            running = self._pid == os.getpid()
+            self._pid = 0
+            self._watches.clear()
+            self._timers.clear()
+        if running:
+            self._wake()
+
+    def forget(self, client: ClientSocket) -> None:
+        """Stops watching `client`; it is the caller who closes it."""
+        with self._lock:
+            if self._watches.get(client.fd) is client:
+                del self._watches[client.fd]
+                self._epoll.unregister(client.fd)
+
+    def _start(self) -> None:
+        if self._pid == os.getpid():
+            return
+        if self._pid:
+            self._reset()  # forked: the thread and all it watched are the parent's
+        with self._lock:
+            if self._pid:
+                return
+            self._pid = os.getpid()
+            self._epoll = native.epoll()
+            self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._epoll.register(self._wakeup, select.EPOLLIN)
+            epoll, wakeup = self._epoll, self._wakeup
+        native.start_thread(lambda: self._run(epoll, wakeup), "chatstream-loop")
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wakeup, 1)
+
+    def _run(self, epoll: select.epoll, wakeup: int) -> None:
+        while (timeout := self._until_next_timer()) is not None:
+            for fd, _ in epoll.poll(timeout):
+                if fd == wakeup:
+                    os.eventfd_read(wakeup)
+                else:
+                    _guarded(self._hang_up_of(fd))
+            for callback in self._due():
+                _guarded(callback)
+        epoll.close()
+        os.close(wakeup)
+
+    def _until_next_timer(self) -> float | None:
+        """Seconds to sleep, -1 for ever; None when the loop was stopped."""
+        with self._lock:
+            if not self._pid:
+                return None
+            while self._timers and self._timers[0][2].callback is None:
+                heapq.heappop(self._timers)
+                self._cancelled -= 1
+            return max(0.0, self._timers[0][0] - monotonic()) if self._timers else -1.0
+
+    def _due(self) -> list[Callable[[], object]]:
+        due = []
+        now = monotonic()
+        with self._lock:
+            while self._timers and self._timers[0][0] <= now:
+                timer = heapq.heappop(self._timers)[2]
+                if timer.callback is None:
+                    self._cancelled -= 1
+                else:
+                    due.append(timer.callback)
+                    timer.callback = None
+        return due
+
+    def _hang_up_of(self, fd: int) -> Callable[[], object]:
+        """The callback for `fd`, which is watched no more.
+
+        The descriptor may have been released and its number given to another watch since epoll
+        spoke, so the socket that has it now is asked again.
+        """
+        with self._lock:
+            client = self._watches.get(fd)
+            if client is None or not native.hung_up(fd):
+                return _nothing
+            del self._watches[fd]
+            self._epoll.unregister(fd)
+            return client.on_hang_up
+
+
+class ClientSocket:
+    """A second descriptor of a client's socket: watched, and shut down if nothing moves.
+
+    The server keeps its own; a kept-alive connection lives on after `release`.
+    """
+
+    def __init__(self, loop: Loop, sock: socket.socket, on_hang_up: Callable[[], object]) -> None:
+        self.fd = os.dup(sock.fileno())
+        self.on_hang_up = on_hang_up
+        self._loop = loop
+        # The C class: the loop's thread uses it, and gevent's own would need the hub.
+        self._sock = _socket.socket(fileno=self.fd)
+        self._lock = native.allocate_lock()  # guards the two below
+        self._timer: Timer | None = None
+        self._released = False
+
+    def expect_end(self, patience: float) -> None:
+        """From now on the peer must take bytes: none for `patience` seconds shuts the socket down.
+
+        For a stream that was aborted while its thread is stuck in a write. Safe from any thread.
+        """
+        self._check_after(patience, None)
+
+    def release(self) -> None:
+        """Lets go of the socket. Owner only. Idempotent."""
+        with self._lock:
+            released, self._released = self._released, True
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            self._loop.cancel(timer)
+        if not released:
+            self._loop.forget(self)
+            self._sock.close()
+
+    def _check_after(self, patience: float, last: int | None) -> None:
+        timer = self._loop.call_later(patience, lambda: self._check(patience, last))
+        with self._lock:
+            self._timer = timer
+            released = self._released
+        if released:
+            self._loop.cancel(timer)
+
+    def _check(self, patience: float, last: int | None) -> None:
+        with self._lock:  # the descriptor must not be closed, and given away, meanwhile
+            if self._released:
+                return
+            waiting, taken = _send_queue(self._sock), _taken(self._sock)
+            if waiting and taken == last:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
+                return
+        self._check_after(patience, taken)
+
+
+def _send_queue(sock: _socket.socket) -> int:
+    """Bytes in the kernel's send queue that the peer has not taken (SIOCOUTQ, tcp(7))."""
+    (size,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+    return int(size)
+
+
+def _taken(sock: _socket.socket) -> int:
+    """A number that grows while the peer takes bytes."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
+        if len(info) == _BYTES_ACKED + 8:
+            (acked,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
+            return int(acked)
+    return -_send_queue(sock)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _guarded(callback: Callable[[], object]) -> None:
+    """A callback that fails must not end the thread that every stop depends on."""
+    try:
+        callback()
+    except Exception:
+        # Not the logger: its handlers' locks may be gevent's.
+        os.write(2, traceback.format_exc().encode(errors="replace"))

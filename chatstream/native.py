@@ -1,0 +1,60 @@
+"""Locks, threads and epoll as the kernel gives them, also under gevent.
+
+gevent replaces `_thread`, `threading` and `select` with cooperative versions. The loop
+(`chatstream.loop`) is a native thread that has to wake while every greenlet sleeps, and what it
+touches must never wait for a greenlet: a native thread that takes a patched lock was seen to wait
+0.3 s. So the few primitives shared with it come from here. Only this module and
+`chatstream.workers` know gevent; without gevent each function is the standard library's.
+
+Nothing is cached at import time: gevent may patch after chatstream was imported (`preload_app`).
+"""
+
+from __future__ import annotations
+
+import _thread
+import select
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+
+def _original(module: str, name: str, current: Any) -> Any:
+    monkey = sys.modules.get("gevent.monkey")
+    return current if monkey is None else monkey.get_original(module, name)
+
+
+def patched() -> bool:
+    """Whether gevent has made this process's threads cooperative."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def allocate_lock() -> AbstractContextManager[bool]:
+    """A lock of the operating system. Hold it for a few assignments, never across I/O."""
+    lock: AbstractContextManager[bool] = _original(
+        "_thread", "allocate_lock", _thread.allocate_lock
+    )()
+    return lock
+
+
+def epoll() -> select.epoll:
+    """A new epoll object; gevent hides the class from `select`."""
+    new: select.epoll = _original("select", "epoll", getattr(select, "epoll", None))()
+    return new
+
+
+def hung_up(fd: int) -> bool:
+    """Whether the peer of `fd` has closed or reset the connection. Never blocks."""
+    poll = _original("select", "poll", getattr(select, "poll", None))()
+    poll.register(fd, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def start_thread(target: Callable[[], None], name: str) -> None:
+    """Run `target` in a daemon thread of the operating system, named where Python can name it."""
+    if patched():
+        _original("_thread", "start_new_thread", _thread.start_new_thread)(target, ())
+    else:
+        threading.Thread(target=target, name=name, daemon=True).start()

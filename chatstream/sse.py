@@ -1,0 +1,132 @@
+"""Bytes to whole events, events to bytes. Pure: no I/O, no threads.
+
+The rules are those of the WHATWG HTML standard, section 9.2.6 "Interpreting an event stream"
+(https://html.spec.whatwg.org/multipage/server-sent-events.html): a line ends with CRLF, LF or CR;
+an event ends with an empty line; a line that starts with a colon is a comment.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from typing import Any
+
+PING = b": ping\n\n"
+MAX_EVENT = 1024 * 1024
+"""Longest event, in bytes. An event that does not end would otherwise fill the memory."""
+
+_EOL = rb"(?:\r\n|\n|\r(?!\n))"
+_EVENT_END = re.compile(_EOL + _EOL)
+_LINE_END = re.compile(_EOL)
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+
+
+class Splitter:
+    """Cuts a byte stream into blocks that each end with an empty line.
+
+    The blocks joined are the input, byte for byte, less an unterminated tail. Not safe to share
+    between threads.
+
+    Attributes:
+        overflow: A block, whole or not, became longer than `max_event` bytes. It is not returned,
+            and nothing more should be fed.
+    """
+
+    def __init__(self, max_event: int = MAX_EVENT) -> None:
+        self.overflow = False
+        self._max_event = max_event
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Blocks that `data` completes, in order."""
+        buffer = self._buffer
+        # A block's end is at most four bytes (CRLFCRLF), three of which may be here already.
+        position = max(0, len(buffer) - 3)
+        buffer += data
+        blocks: list[bytes] = []
+        start = 0
+        while not self.overflow and (match := _EVENT_END.search(buffer, position)):
+            if self._half_crlf(match):
+                break
+            position = match.end()
+            self.overflow = position - start > self._max_event
+            if not self.overflow:
+                blocks.append(bytes(buffer[start:position]))
+            start = position
+        del buffer[:start]
+        self.overflow = self.overflow or len(buffer) > self._max_event
+        return blocks
+
+    @staticmethod
+    def _half_crlf(match: re.Match[bytes]) -> bool:
+        """Whether the block's last CR may be half of a CRLF that is still on its way.
+
+        Among CRLF or LF lines it is, so the block waits for the LF. After a bare CR the stream's
+        lines end with CR: waiting would hold every event back until the next one.
+        """
+        ends = match.group()
+        return match.end() == len(match.string) and ends.endswith(b"\r") and ends != b"\r\r"
+
+
+class Kind(enum.Enum):
+    """What a block is to the relay."""
+
+    COMMENT = "comment"  # nothing a client would dispatch: comments, blank lines, bare fields
+    EVENT = "event"
+    FINISH = "finish"  # an event whose choice has a finish_reason
+    DONE = "done"  # data: [DONE]
+    ERROR = "error"  # the provider's own {"error": ...}
+
+
+def classify(block: bytes) -> Kind:
+    """What `block` is. Reads JSON only where a finish_reason or an error is likely."""
+    data, event = _fields(block)
+    if data is None:
+        return Kind.COMMENT
+    if data.strip() == b"[DONE]":
+        return Kind.DONE
+    if event == b"error":
+        return Kind.ERROR
+    if b'"error"' in data and _error(_parsed(data)):
+        return Kind.ERROR
+    if _FINISHED.search(data) and _finish_reason(_parsed(data)):
+        return Kind.FINISH
+    return Kind.EVENT
+
+
+def _fields(block: bytes) -> tuple[bytes | None, bytes]:
+    """The block's data (None without a data field) and its event type."""
+    data: list[bytes] = []
+    event = b""
+    for line in _LINE_END.split(block):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append(value.removeprefix(b" "))
+        elif name == b"event":
+            event = value.removeprefix(b" ")
+    return (b"\n".join(data) if data else None), event
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _error(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value.get("error"))
+
+
+def _finish_reason(value: Any) -> bool:
+    choices = value.get("choices") if isinstance(value, dict) else None
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("finish_reason") for choice in choices
+    )
+
+
+def error_event(message: str, code: str, type_: str) -> bytes:
+    """The one event with which a stream tells its client that it went wrong."""
+    body = {"error": {"message": message, "type": type_, "code": code}}
+    return f"event: error\ndata: {json.dumps(body)}\n\n".encode()

@@ -1,0 +1,460 @@
+"""Stream: one provider call relayed to one client.
+
+`Stream` is what a stream is: its names, its verdict (the one way it ends), the upstream socket's
+handle, the framing of events and the counting. It moves no bytes. `StreamIterable` is a mover: the
+iterable that a WSGI server walks with a thread of its own. A stop never needs the mover's help:
+`Stream.abort` records the cause and shuts the upstream socket down, from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Protocol
+
+import _socket
+from chatstream import native, sse
+from chatstream.errors import Busy, Ended, StreamAborted, StreamError, UpstreamError
+from chatstream.outcome import Cause, Kind, Outcome, Phase
+
+CLIENT_PATIENCE = 2.0
+"""Seconds that a client may take no bytes once its stream was aborted."""
+
+DRAIN = 0.05
+"""Seconds that the rest of a completed body may take, so that its connection can be reused."""
+
+_TOLD = {
+    Cause.DEADLINE: Ended(
+        "The answer took longer than this service allows.", code="deadline", status=504
+    ),
+    Cause.SHUTDOWN: Ended(
+        "The service is restarting. Please ask again.", code="shutting_down", status=503
+    ),
+}
+"""The causes that a client is told of. It knows of the others: they are its own."""
+
+
+class Client(Protocol):
+    """The client's socket, as the loop watches it."""
+
+    def expect_end(self, patience: float) -> None: ...
+    def release(self) -> None: ...
+
+
+class Body(Protocol):
+    """The provider's answer, once its headers are in. Owner thread only."""
+
+    def receive(self, timeout: float) -> bytes:
+        """The next bytes; b"" at the body's end. Raises TimeoutError or UpstreamError."""
+
+    def drain(self, timeout: float) -> None:
+        """Reads to the end if that takes no longer, so that the connection is reused; closes."""
+
+    def close(self) -> None: ...
+
+
+class SocketHandle:
+    """A second descriptor of a socket, with which another thread can shut the connection down.
+
+    Made before `connect()`, it reaches every phase. While it is open, closing the socket itself
+    sends no FIN: whoever takes the handle from its stream has to shut down or close it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        # The C class: gevent's own would need the hub, and this one is used by native threads.
+        self._sock = _socket.socket(fileno=os.dup(sock.fileno()))
+
+    def shutdown(self) -> None:
+        """Ends the connection now, both ways, and closes the handle. Never blocks."""
+        # ENOTCONN: not connected yet, or no longer. A thread that is dialling looks again.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def close(self) -> None:
+        """Closes the handle and leaves the connection as it is."""
+        self._sock.close()
+
+
+class Stream:
+    """One provider call relayed to one client.
+
+    Safe from any thread, where a method does not say otherwise.
+
+    Attributes:
+        session_id: The chat the client named.
+        stream_id: This one answer's name.
+        owner: Who asked, as `identify` said.
+        phase: What the stream is doing. Written by whoever moves it; read for the log.
+        client: The client's socket, where the server shows it.
+    """
+
+    def __init__(self, session_id: str, stream_id: str, owner: str = "") -> None:
+        self.session_id = session_id
+        self.stream_id = stream_id
+        self.owner = owner
+        self.phase = Phase.NEW
+        self.client: Client | None = None
+        self.started = monotonic()
+        # Guards the three below. Held for assignments only.
+        self._lock = native.allocate_lock()
+        self._verdict: Cause | StreamError | Kind | None = None
+        self._handle: SocketHandle | None = None
+        self._body: Body | None = None
+        self._changed = threading.Event()  # the verdict or the body is there
+        self._splitter = sse.Splitter()
+        self._finish_reason = False
+        self._events = 0
+        self._bytes = 0
+        self._stopped_in = Phase.NEW
+        self._stop_ms: float | None = None
+
+    def __repr__(self) -> str:
+        verdict = self._verdict
+        state = self.phase.value if verdict is None else getattr(verdict, "name", "failed")
+        return f"<Stream {self.session_id}/{self.stream_id} {state}>"
+
+    # How it ends
+
+    @property
+    def ended(self) -> bool:
+        """Whether the verdict is there: completed, aborted or failed."""
+        return self._verdict is not None
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the stream was aborted, or None."""
+        return self._verdict if isinstance(self._verdict, Cause) else None
+
+    @property
+    def error(self) -> StreamError | None:
+        """What the client is to be told, or None: a failure, a deadline, a shutdown."""
+        verdict = self._verdict
+        if isinstance(verdict, Cause):
+            return _TOLD.get(verdict)
+        return verdict if isinstance(verdict, StreamError) else None
+
+    def abort(self, cause: Cause) -> bool:
+        """Ends the stream for `cause`: records it, then shuts the upstream socket down.
+
+        Safe from any thread. Idempotent. Never blocks. When it returns, the provider has been told.
+
+        Returns:
+            Whether this call ended the stream; False when it had ended already.
+        """
+        noticed = monotonic()
+        if not self._end(cause):
+            return False
+        self._stop_ms = (monotonic() - noticed) * 1000
+        if self.client is not None:
+            self.client.expect_end(CLIENT_PATIENCE)
+        return True
+
+    def fail(self, error: StreamError) -> bool:
+        """Ends the stream for a fault. Like `abort`, with an error in the place of a cause."""
+        return self._end(error)
+
+    def complete(self) -> bool:
+        """Records that the answer is whole. The upstream connection is left as it is."""
+        return self._end(Kind.COMPLETED)
+
+    def _end(self, verdict: Cause | StreamError | Kind) -> bool:
+        with self._lock:
+            if self._verdict is not None:
+                return False
+            self._verdict = verdict
+            self._stopped_in = self.phase
+            handle = None
+            if verdict is not Kind.COMPLETED:
+                handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.shutdown()
+        self._changed.set()
+        return True
+
+    # The upstream socket
+
+    def check(self) -> None:
+        """Raises StreamAborted if the stream has ended."""
+        if self._verdict is not None:
+            raise StreamAborted
+
+    def arm(self, sock: socket.socket) -> None:
+        """Makes `sock` the one that a stop shuts down.
+
+        Raises:
+            StreamAborted: The stream has ended; the socket is not armed and must not be used.
+            Busy: The process has no descriptor left.
+        """
+        try:
+            handle = SocketHandle(sock)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise Busy("This worker has no free descriptor. Please try again.") from error
+        with self._lock:
+            ended = self._verdict is not None
+            previous, self._handle = self._handle, (None if ended else handle)
+        if previous is not None:
+            previous.close()
+        if ended:
+            handle.close()
+            raise StreamAborted
+
+    def disarm(self) -> bool:
+        """Takes the socket out of reach of a stop.
+
+        Returns:
+            Whether the connection is fit for another request: False when a stop came first.
+        """
+        with self._lock:
+            handle, self._handle = self._handle, None
+            fit = self._verdict in (None, Kind.COMPLETED)
+        if handle is not None:
+            handle.close()
+        return fit
+
+    def answered(self, body: Body) -> bool:
+        """Hands over the provider's answer. Returns False if the stream has ended: close it."""
+        with self._lock:
+            if self._verdict is not None:
+                return False
+            self._body = body
+        self._changed.set()
+        return True
+
+    @property
+    def body(self) -> Body | None:
+        """The provider's answer, if it came before the stream ended. Mover only."""
+        return self._body
+
+    def wait(self, timeout: float) -> Body | None:
+        """The provider's answer, awaited; None when the stream ends without one. Mover only.
+
+        Raises:
+            TimeoutError: Neither came within `timeout` seconds.
+        """
+        if not self._changed.wait(timeout):
+            raise TimeoutError
+        return self._body
+
+    # What goes through it. Mover only.
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole events that `data` completes, for the client. May end the stream."""
+        blocks = self._splitter.feed(data)
+        for number, block in enumerate(blocks, 1):
+            if self._terminal(sse.classify(block)):
+                blocks = blocks[:number]
+                break
+        if self._splitter.overflow:
+            self.fail(
+                UpstreamError(
+                    f"The provider sent an event of more than {sse.MAX_EVENT} bytes.",
+                    code="event_too_large",
+                )
+            )
+        if self.cause is not None:
+            return b""
+        out = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        self._bytes += len(out)
+        return out
+
+    def _terminal(self, kind: sse.Kind) -> bool:
+        """Counts one block; whether it is the last one."""
+        if kind is not sse.Kind.COMMENT:
+            self._events += 1
+        if kind is sse.Kind.DONE:
+            self.complete()
+        elif kind is sse.Kind.ERROR:
+            self.fail(ProviderEvent("The provider reported an error."))
+        elif kind is sse.Kind.FINISH:
+            self._finish_reason = True
+        return kind in (sse.Kind.DONE, sse.Kind.ERROR)
+
+    def eof(self) -> None:
+        """The provider's body has ended."""
+        if self._finish_reason:
+            self.complete()
+        else:
+            self.fail(
+                UpstreamError(
+                    "The provider's answer ended before it was whole.", code="upstream_truncated"
+                )
+            )
+
+    def outcome(self) -> Outcome:
+        """How the stream ended, as of now. Only once it has ended."""
+        cause, verdict = self.cause, self._verdict
+        error = verdict if isinstance(verdict, StreamError) else None
+        return Outcome(
+            kind=Kind.ABORTED if cause else Kind.FAILED if error else Kind.COMPLETED,
+            session_id=self.session_id,
+            stream_id=self.stream_id,
+            owner=self.owner,
+            cause=cause,
+            code=error.code if error else None,
+            detail=error.detail if error else "",
+            phase=self._stopped_in,
+            duration=monotonic() - self.started,
+            events=self._events,
+            bytes=self._bytes,
+            stop_ms=self._stop_ms,
+        )
+
+
+class ProviderEvent(UpstreamError):
+    """The provider said inside its stream that it failed; its own event tells the client."""
+
+    code = "upstream_error"
+
+
+class StreamIterable:
+    """A mover: the WSGI iterable. The thread that walks it waits, receives and sends.
+
+    Owner thread only: the server's, one call at a time. `close` is idempotent and is the server's
+    way to say that the response is over, whole or not.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        connect: Callable[[Stream], None],
+        *,
+        ping_interval: float,
+        headers_timeout: float,
+        idle_timeout: float,
+        on_close: Callable[[Outcome], None],
+    ) -> None:
+        """
+        Args:
+            stream: What is moved.
+            connect: Starts the call to the provider in a thread (under gevent: a greenlet) of its
+                own, which ends in `Stream.answered` or `Stream.fail`. So this one can send pings.
+            ping_interval: Seconds without a byte to the client after which a ping goes out.
+            headers_timeout: Seconds from the first `next` to the provider's headers.
+            idle_timeout: Seconds without a byte from the provider.
+            on_close: Called once, at the true end.
+        """
+        self.stream = stream
+        self._connect = connect
+        self._ping_interval = ping_interval
+        self._headers_timeout = headers_timeout
+        self._idle_timeout = idle_timeout
+        self._on_close = on_close
+        self._body: Body | None = None
+        self._begun = False  # a byte was handed to the server
+        self._over = False  # nothing more will be
+        self._closed = False
+        self._pinged = False  # the last thing handed over was a ping
+        self._ping_at = self._give_up_at = 0.0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    @property
+    def refusal(self) -> StreamError | None:
+        """What is to be the whole response, when the stream ended in an error before any byte."""
+        return self.stream.error if self._over and not self._begun else None
+
+    def __next__(self) -> bytes:
+        data = b"" if self._over else self._advance() or self._conclude()
+        if not data:
+            raise StopIteration
+        if self._body is not None:
+            self.stream.phase = Phase.SENDING
+        self._begun = True
+        return data
+
+    def close(self) -> None:
+        """Gives everything back. A stream that is not over lost its client."""
+        if self._closed:
+            return
+        self._closed = self._over = True
+        stream = self.stream
+        stream.abort(Cause.CLIENT)
+        if stream.client is not None:
+            stream.client.release()
+        outcome = stream.outcome()
+        if stream.body is not None:
+            if outcome.kind is Kind.COMPLETED:
+                stream.body.drain(DRAIN)
+            stream.body.close()
+        self._on_close(outcome)
+
+    def _advance(self) -> bytes:
+        """The next bytes for the client; b"" when the stream has ended."""
+        self._set_clocks()
+        while not self.stream.ended:
+            timeout = min(self._ping_at, self._give_up_at) - monotonic()
+            try:
+                data = self._receive(max(0.0, timeout))
+            except TimeoutError:
+                data = self._out_of_time()
+            except UpstreamError as error:
+                self.stream.fail(error)
+                break
+            if data:
+                return data
+        return b""
+
+    def _set_clocks(self) -> None:
+        """The server is back for more: the time it took to send counts for neither clock."""
+        now = monotonic()
+        self._ping_at = now + self._ping_interval
+        if self._body is not None:
+            self.stream.phase = Phase.BODY
+            if not self._pinged:
+                self._give_up_at = now + self._idle_timeout
+        elif self.stream.phase is Phase.NEW:
+            self._give_up_at = now + self._headers_timeout
+            if not self.stream.ended:
+                self._connect(self.stream)
+        self._pinged = False
+
+    def _receive(self, timeout: float) -> bytes:
+        """What came from the provider within `timeout` seconds, in whole events."""
+        if self._body is None:
+            self._body = self.stream.wait(timeout)
+            if self._body is not None:
+                self.stream.phase = Phase.BODY
+                self._give_up_at = monotonic() + self._idle_timeout
+            return b""
+        data = self._body.receive(timeout)
+        if not data:
+            self.stream.eof()
+            return b""
+        self._give_up_at = monotonic() + self._idle_timeout
+        return self.stream.feed(data)
+
+    def _out_of_time(self) -> bytes:
+        now = monotonic()
+        if now >= self._give_up_at:
+            self.stream.fail(_headers_late() if self._body is None else _idle())
+        elif now >= self._ping_at:
+            self._pinged = True
+            return sse.PING
+        return b""
+
+    def _conclude(self) -> bytes:
+        """The last bytes for the client: an error event, where it is to be told of one."""
+        self._over = True
+        error = self.stream.error
+        if error is None or not self._begun or isinstance(error, ProviderEvent):
+            return b""
+        return sse.error_event(error.message, error.code, error.type)
+
+
+def _headers_late() -> UpstreamError:
+    return UpstreamError(
+        "The provider did not answer in time.", code="upstream_timeout", status=504
+    )
+
+
+def _idle() -> UpstreamError:
+    return UpstreamError("The provider stopped in the middle of its answer.", code="upstream_idle")

@@ -1,0 +1,596 @@
+"""The call to the provider. The only room that imports requests or urllib3.
+
+requests does what it is good at: TLS, proxies from the environment, pooling. Three things are ours,
+because a stop must reach them:
+
+- dialling (`_dial`): urllib3's own swallows a SYN that was shut down and tries the next address;
+- putting a connection back (`_Pool._put_conn`): the last moment at which a stop may not touch it;
+- reading the body (`SocketBody`): with timeouts that leave room for pings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import logging
+import re
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from http.cookiejar import DefaultCookiePolicy
+from time import monotonic
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+)
+from urllib3.util import wait_for_write
+
+from chatstream.config import Settings
+from chatstream.errors import UpstreamError
+from chatstream.framing import BadFraming, Chunked, Framing, Length, UntilClose
+from chatstream.outcome import Phase
+from chatstream.stream import Body, SocketHandle, Stream
+
+IDLE = 30.0
+"""Seconds that an unused connection is kept."""
+
+_CHUNK = 64 * 1024
+_ERROR_BODY = 64 * 1024
+_ERROR_PATIENCE = 5.0
+_MESSAGE = 1000
+
+log = logging.getLogger("chatstream")
+
+
+class Upstream:
+    """Calls one provider over a pool of connections. Make it after fork. Safe from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        max_streams: int,
+        call_later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        """
+        Args:
+            settings: Address, key and timeouts.
+            max_streams: The pool's size.
+            call_later: Runs something in the loop's thread, with which idle connections end.
+        """
+        self._url = settings.upstream_url
+        self._key = settings.api_key
+        self._timeout = (settings.upstream_connect_timeout, settings.upstream_headers_timeout)
+        self._session = requests.Session()
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.auth = _Bearer(self._key)
+        adapter = _Adapter(max_streams, call_later)
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+
+    def open(self, payload: bytes, stream: Stream) -> Body:
+        """Sends `payload` and returns the provider's answer. Blocks until its headers are in.
+
+        Args:
+            payload: The provider's chat request, as JSON.
+            stream: Whose call it is; a stop of it ends this at once.
+
+        Raises:
+            StreamAborted: The stream ended meanwhile.
+            Busy: The process has no descriptor left.
+            UpstreamError: The provider refused, failed, or was not reached.
+        """
+        call = _Call(stream)
+        try:
+            response = self._post(payload, call)
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            stream.check()
+            raise _mapped(error) from error
+        body = call.body(response)
+        try:
+            self._judge(response, body)
+        except BaseException:
+            body.close()
+            raise
+        return body
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        self._session.close()
+
+    def _post(self, payload: bytes, call: _Call) -> requests.Response:
+        try:
+            return self._send(payload, call)
+        except (requests.ConnectionError, requests.Timeout):
+            if not call.reused or call.answered or call.stream.ended:
+                raise
+        log.info(
+            "[SSE] %s stream=%s the provider had closed an idle connection; calling once more",
+            call.stream.session_id,
+            call.stream.stream_id,
+        )
+        call.fresh, call.reused = True, False
+        return self._send(payload, call)
+
+    def _send(self, payload: bytes, call: _Call) -> requests.Response:
+        token = _call.set(call)
+        try:
+            return self._session.post(
+                self._url,
+                data=payload,
+                headers={
+                    "Content-Type": "application/json",
+                    "Accept": "text/event-stream",
+                    "Accept-Encoding": "identity",
+                    "User-Agent": "chatstream",
+                },
+                stream=True,
+                allow_redirects=False,
+                timeout=self._timeout,
+            )
+        finally:
+            _call.reset(token)
+
+    def _judge(self, response: requests.Response, body: Body) -> None:
+        """Raises UpstreamError unless the response is a stream of events."""
+        status = response.status_code
+        if status == 200:
+            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+            if kind != "text/event-stream" or encoding != "identity":
+                raise _not_stream("something else than an event stream")
+        elif status in (401, 403):
+            raise UpstreamError(
+                "The provider did not accept this service's key.", code="upstream_auth"
+            )
+        elif status == 429:
+            raise UpstreamError(
+                "The provider is limiting this service's rate. Please try again later.",
+                code="upstream_rate_limited",
+                status=429,
+                retry_after=_retry_after(response.headers.get("Retry-After")),
+            )
+        elif 400 <= status < 500:
+            raise UpstreamError(
+                self._message(body) or f"The provider rejected the request ({status}).",
+                code="upstream_rejected",
+                status=400,
+            )
+        elif status >= 500:
+            raise UpstreamError(f"The provider failed ({status}).")
+        else:
+            raise _not_stream(f"status {status}")
+
+    def _message(self, body: Body) -> str:
+        """The provider's sentence about a rejected request, without our key."""
+        try:
+            value = json.loads(_whole(body))
+        except (ValueError, RecursionError, UpstreamError, TimeoutError):
+            return ""
+        error = value.get("error") if isinstance(value, dict) else None
+        message = error.get("message") if isinstance(error, dict) else error
+        if not isinstance(message, str):
+            return ""
+        if self._key:
+            message = message.replace(self._key, "[key]")
+        return message.encode(errors="replace").decode()[:_MESSAGE]
+
+
+class SocketBody:
+    """The body of a streaming response, read from its socket. Owner thread only.
+
+    A `Body` (see `chatstream.stream`). http.client has read the headers; what it has read beyond
+    them comes first.
+    """
+
+    def __init__(
+        self,
+        response: requests.Response,
+        message: http.client.HTTPResponse,
+        sock: socket.socket,
+        stream: Stream,
+    ) -> None:
+        self._response = response
+        self._message = message
+        self._sock = sock
+        self._stream = stream
+        self._framing: Framing = _framing(message)
+        self._closed = False
+        self._first = self._framing.feed(_read_ahead(message, sock))
+
+    def receive(self, timeout: float) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        deadline = monotonic() + timeout
+        while not self._framing.finished:
+            data = self._recv(max(0.0, deadline - monotonic()))
+            try:
+                if not data:
+                    self._framing.eof()
+                    return b""
+                body = self._framing.feed(data)
+            except BadFraming as error:
+                raise UpstreamError(
+                    f"The provider's answer broke off: {error}.", code="upstream_truncated"
+                ) from error
+            if body:
+                return body
+        return b""
+
+    def drain(self, timeout: float) -> None:
+        deadline = monotonic() + timeout
+        with contextlib.suppress(TimeoutError, UpstreamError):
+            while self.receive(max(0.0, deadline - monotonic())):
+                pass
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        raw = self._response.raw
+        if self._framing.finished and self._framing.reusable and not self._message.will_close:
+            self._message.close()  # to http.client, that is a response read to its end
+            raw.release_conn()
+        else:
+            raw.close()
+            self._stream.disarm()
+
+    def _recv(self, timeout: float) -> bytes:
+        try:
+            self._sock.settimeout(timeout)
+            return self._sock.recv(_CHUNK)
+        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
+            raise TimeoutError from None
+        except (OSError, ValueError, AttributeError) as error:
+            # ValueError and AttributeError: a TLS object that was torn down under the read.
+            raise UpstreamError(
+                "The connection to the provider broke.", code="upstream_truncated"
+            ) from error
+
+
+class MockedBody:
+    """The body of a response without a socket, as a mock of requests makes it. A `Body`."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+
+    def receive(self, timeout: float) -> bytes:
+        data: bytes = self._response.raw.read(_CHUNK)
+        return data
+
+    def drain(self, timeout: float) -> None:
+        pass
+
+    def close(self) -> None:
+        self._response.close()
+
+
+@dataclass
+class _Call:
+    """What the layers below requests have to know of the call they serve."""
+
+    stream: Stream
+    fresh: bool = False  # take no pooled connection
+    reused: bool = False  # a pooled connection was taken
+    answered: bool = False  # a byte of the response came
+    sock: socket.socket | None = None
+    message: http.client.HTTPResponse | None = None
+
+    def body(self, response: requests.Response) -> Body:
+        if self.message is None or self.sock is None:
+            return MockedBody(response)
+        return SocketBody(response, self.message, self.sock, self.stream)
+
+
+# requests has no argument that reaches a connection. Each call runs in a thread (or greenlet) of
+# its own, so the context says whose it is.
+_call: ContextVar[_Call] = ContextVar("chatstream_call")
+
+
+class _Message(http.client.HTTPResponse):
+    """Notes that an answer began: from then on a request must not be sent again."""
+
+    def begin(self) -> None:
+        call = _call.get()
+        self.fp.peek(1)  # waits for the first byte or the end
+        call.answered = True
+        super().begin()
+        call.message = self
+
+
+class _ConnectionMixin(HTTPConnection):
+    response_class = _Message
+    stream: Stream | None = None  # whose call it carries
+
+    def _new_conn(self) -> socket.socket:
+        try:
+            return _dial(self, _call.get().stream)
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, f"Connecting to {self.host} timed out.") from error
+        except OSError as error:
+            raise NewConnectionError(self, f"Connecting to {self.host} failed: {error}") from error
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        call = _call.get()
+        # A response that closes takes the socket from the connection before we see it.
+        call.sock = self.sock
+        call.stream.phase = Phase.HEADERS
+        return super().getresponse()
+
+
+class _Connection(_ConnectionMixin):
+    pass
+
+
+class _TLSConnection(_ConnectionMixin, HTTPSConnection):
+    pass
+
+
+def _dial(connection: HTTPConnection, stream: Stream) -> socket.socket:
+    """Connects to the first address that answers, unless a stop comes first."""
+    stream.phase = Phase.CONNECTING
+    stream.check()
+    host = connection._dns_host
+    addresses = socket.getaddrinfo(host, connection.port, 0, socket.SOCK_STREAM)
+    failure: OSError = OSError("the name has no address")
+    for family, kind, protocol, _, address in addresses:
+        stream.check()
+        sock = socket.socket(family, kind, protocol)
+        try:
+            stream.arm(sock)
+            _connect(sock, address, connection, stream)
+            return sock
+        except OSError as error:
+            sock.close()
+            stream.check()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+    raise failure
+
+
+def _connect(sock: socket.socket, address: Any, connection: HTTPConnection, stream: Stream) -> None:
+    for option in connection.socket_options or ():
+        sock.setsockopt(*option)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    timeout = connection.timeout
+    # Not a blocking connect: a stop that comes before it finds nothing to shut down, so it has to
+    # be looked for between the SYN and the wait.
+    sock.setblocking(False)
+    failed = sock.connect_ex(address)
+    if failed not in (0, errno.EINPROGRESS):
+        raise OSError(failed, "connect")
+    stream.check()
+    if failed and not wait_for_write(sock, timeout):
+        raise TimeoutError
+    failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    stream.check()
+    if failed:
+        raise OSError(failed, "connect")
+    sock.settimeout(timeout)
+
+
+@dataclass(frozen=True)
+class _Idle:
+    connection: Any
+    since: float
+
+
+class _PoolMixin(HTTPConnectionPool):
+    """A pool that hands a connection out armed and takes it back disarmed."""
+
+    def __init__(
+        self,
+        *args: Any,
+        max_idle: int,
+        call_later: Callable[[float, Callable[[], None]], object],
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*args, **keywords)
+        self._max_idle = max_idle
+        self._call_later = call_later
+        # Last in, first out. A deque's own methods are atomic, and no lock that gevent may have
+        # patched: the loop's thread sweeps here.
+        self._idle: deque[_Idle] = deque()
+        self._swept: deque[Any] = deque()  # shut down by the loop; only an owner may close
+        self._sweeping = False
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        call = _call.get()
+        call.stream.check()
+        while not call.fresh and self._idle:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                connection = self._idle.pop().connection
+                if connection.is_connected:
+                    return self._reused(connection, call)
+                connection.close()
+        fresh: Any = self._new_conn()
+        fresh.stream = call.stream
+        return fresh
+
+    def _reused(self, connection: Any, call: _Call) -> Any:
+        try:
+            call.stream.arm(connection.sock)
+        except BaseException:
+            connection.close()
+            raise
+        call.reused = True
+        connection.stream = call.stream
+        return connection
+
+    def _put_conn(self, conn: Any) -> None:
+        while self._swept:
+            with contextlib.suppress(IndexError):
+                self._swept.pop().close()
+        if conn is None or conn.sock is None:
+            return
+        if conn.stream.disarm() and len(self._idle) < self._max_idle:
+            conn.stream = None
+            self._idle.append(_Idle(conn, monotonic()))
+            self._sweep_after(IDLE)
+        else:
+            conn.close()
+
+    def _sweep_after(self, delay: float) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._call_later(delay, self._sweep)
+
+    def _sweep(self) -> None:
+        """Ends what has been idle too long. Runs in the loop's thread."""
+        self._sweeping = False
+        with contextlib.suppress(IndexError):
+            while monotonic() - self._idle[0].since >= IDLE:
+                connection = self._idle.popleft().connection
+                with contextlib.suppress(OSError):
+                    SocketHandle(connection.sock).shutdown()
+                self._swept.append(connection)
+            self._sweep_after(self._idle[0].since + IDLE - monotonic())
+
+    def close(self) -> None:
+        for connections in (self._idle, self._swept):
+            with contextlib.suppress(IndexError):
+                while True:
+                    entry = connections.pop()
+                    (entry.connection if isinstance(entry, _Idle) else entry).close()
+        super().close()
+
+
+class _Pool(_PoolMixin):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(_PoolMixin, HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Makes requests use our pools, also towards a proxy. Sends nothing again by itself."""
+
+    def __init__(
+        self, max_streams: int, call_later: Callable[[float, Callable[[], None]], object]
+    ) -> None:
+        self._pools = {
+            "http": partial(_Pool, max_idle=max_streams, call_later=call_later),
+            "https": partial(_TLSPool, max_idle=max_streams, call_later=call_later),
+        }
+        super().__init__(max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **keywords: Any) -> None:
+        super().init_poolmanager(*args, **keywords)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, proxy: str, **keywords: Any) -> Any:
+        if proxy.lower().startswith("socks"):
+            raise requests.exceptions.InvalidProxyURL(
+                "SOCKS proxies are not supported: a stop could not reach the connection. "
+                "Use an HTTP proxy or NO_PROXY."
+            )
+        manager = super().proxy_manager_for(proxy, **keywords)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+class _Bearer(AuthBase):
+    """The key. As an auth object, so that a .netrc cannot replace it."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+def _framing(message: http.client.HTTPResponse) -> Framing:
+    if message.chunked:
+        return Chunked()
+    return UntilClose() if message.length is None else Length(message.length)
+
+
+def _read_ahead(message: http.client.HTTPResponse, sock: socket.socket) -> bytes:
+    """What http.client's buffer holds beyond the headers. Does not wait."""
+    sock.settimeout(0)
+    try:
+        ahead: bytes = message.fp.peek()
+    except (OSError, ValueError):
+        return b""  # nothing there; a real fault shows again at the next recv
+    return ahead
+
+
+def _whole(body: Body) -> bytes:
+    """A provider's error body, as far as it is short and prompt."""
+    parts: list[bytes] = []
+    deadline = monotonic() + _ERROR_PATIENCE
+    while sum(map(len, parts)) < _ERROR_BODY:
+        part = body.receive(max(0.0, deadline - monotonic()))
+        if not part:
+            break
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _not_stream(what: str) -> UpstreamError:
+    return UpstreamError(f"The provider answered with {what}.", code="upstream_not_stream")
+
+
+def _retry_after(value: str | None) -> str | None:
+    """The provider's Retry-After where it is one (RFC 9110, 10.2.3): seconds or a date."""
+    return value if value and re.fullmatch(r"[0-9]{1,9}|[A-Za-z0-9 ,:]{20,40}", value) else None
+
+
+def _mapped(error: Exception) -> UpstreamError:
+    """requests' exceptions, and those below them, as ours."""
+    inner = getattr(error.args[0], "reason", None) if error.args else None
+    mapped: UpstreamError
+    if isinstance(error, requests.ReadTimeout):
+        mapped = UpstreamError(
+            "The provider did not answer in time.", code="upstream_timeout", status=504
+        )
+    elif (
+        isinstance(error, requests.ConnectionError)
+        and not isinstance(error, _NEVER_CONNECTED)
+        and not isinstance(inner, (NewConnectionError, ConnectTimeoutError))
+    ):
+        mapped = UpstreamError(
+            "The provider closed the connection without an answer.", code="upstream_unreachable"
+        )
+    else:
+        mapped = UpstreamError("The provider could not be connected to.", code="upstream_connect")
+    mapped.detail = _root(error)
+    return mapped
+
+
+_NEVER_CONNECTED = (
+    requests.ConnectTimeout,
+    requests.exceptions.SSLError,
+    requests.exceptions.ProxyError,
+)
+
+
+def _root(error: BaseException) -> str:
+    """The first cause, for the log: an address or a key may be in the outer ones."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    shown = isinstance(error, OSError) and not isinstance(error, requests.RequestException)
+    return f"{type(error).__name__}: {error}" if shown else type(error).__name__

@@ -1,0 +1,278 @@
+"""HTTP in, HTTP out: the routes, their status codes and headers.
+
+Refusals are returned, never raised, and the routes take every method: an app's own
+`errorhandler(HTTPException)` gets to see none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flask import Blueprint, Response, current_app, request
+from flask.blueprints import BlueprintSetupState
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from chatstream.errors import Refused, StreamError
+from chatstream.stream import StreamIterable
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+    from chatstream.extension import Service
+
+ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""A sessionId or streamId."""
+
+_Answer = Response | tuple[Any, ...]
+
+
+def blueprint(url_prefix: str) -> Blueprint:
+    """The routes, under `url_prefix`."""
+    routes = Blueprint("chatstream", __name__, url_prefix=url_prefix)
+    routes.record(_add_routes)
+    return routes
+
+
+def _add_routes(state: BlueprintSetupState) -> None:
+    """Blueprint.add_url_rule insists on a list of methods; a rule without one takes them all."""
+    app = state.app
+    for path, name, view in (
+        ("/stream", "stream", stream),
+        ("/cancel/<path:session_id>", "cancel", cancel),
+        ("/cancel/", "cancel", cancel),
+        ("/cancel", "cancel", cancel),
+    ):
+        endpoint = f"{state.name}.{name}"
+        rule = app.url_rule_class(
+            f"{state.url_prefix}{path}", endpoint=endpoint, strict_slashes=True, merge_slashes=False
+        )
+        app.url_map.add(rule)
+        app.view_functions[endpoint] = view
+
+
+def stream() -> Any:
+    """POST /stream: opens a stream."""
+    if request.method != "POST":
+        return _other_method()
+    owner = _owner()
+    if not isinstance(owner, str):
+        return owner
+    service = _service()
+    try:
+        body = _json_body(service.settings.max_body)
+        session_id, stream_id = _id(body, "sessionId"), _id(body, "streamId")
+        payload = _payload(body, service)
+        source = service.open(
+            payload,
+            session_id=session_id,
+            stream_id=stream_id,
+            owner=owner,
+            environ=request.environ,
+        )
+    except StreamError as error:
+        return _refuse(error)
+    return StreamResponse(source)
+
+
+def cancel(session_id: str = "") -> Any:
+    """POST /cancel/<sessionId>: stops a stream. The request's body is not looked at."""
+    if request.method != "POST":
+        return _other_method()
+    owner = _owner()
+    if not isinstance(owner, str):
+        return owner
+    stream_id = request.args.get("streamId")
+    well_formed = ID.fullmatch(session_id) and (stream_id is None or ID.fullmatch(stream_id))
+    if well_formed and _service().abort(session_id, stream_id, owner=owner):
+        return _json({"ok": True, "cancelled": True}, 200)
+    return _json({"ok": False, "reason": "not_found"}, 404)
+
+
+class StreamResponse(Response):
+    """A response that is begun by its iterable's first `next`.
+
+    By then Flask's contexts are popped: no database connection of the app waits with us. And by
+    then it is known whether the provider refused, so a refusal still has its true status
+    (PEP 3333 lets the iterable call `start_response` before its first bytes).
+    """
+
+    def __init__(self, source: StreamIterable) -> None:
+        super().__init__(source, content_type="text/event-stream", direct_passthrough=True)
+        self.headers["X-Session-Id"] = source.stream.session_id
+        self.headers["X-Stream-Id"] = source.stream.stream_id
+        self.headers["Cache-Control"] = "no-cache, no-transform"
+        self.headers["X-Accel-Buffering"] = "no"
+        self._source = source
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return _Begun(self, self._source, environ, start_response)
+
+    def __del__(self) -> None:
+        # The app may drop a response that it never walks: an after_request that raises.
+        source = getattr(self, "_source", None)
+        if source is not None:
+            source.close()
+
+
+class _Begun:
+    """The iterable of one StreamResponse, for one server."""
+
+    def __init__(
+        self,
+        response: StreamResponse,
+        source: StreamIterable,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> None:
+        self._response = response
+        self._source = source
+        self._environ = environ
+        self._start_response = start_response
+        self._started = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        data = next(self._source, b"")
+        if not self._started:
+            self._started = True
+            data = self._start(data)
+        if not data:
+            raise StopIteration
+        return data
+
+    def close(self) -> None:
+        self._source.close()
+        self._response.close()
+
+    def _start(self, data: bytes) -> bytes:
+        """Sends status and headers; returns the first bytes."""
+        response = self._response
+        if self._source.refusal is not None:
+            refusal = _refuse(self._source.refusal)
+            data = refusal.get_data()
+            response.status = refusal.status
+            response.headers.update(refusal.headers)
+            del response.headers["X-Accel-Buffering"]
+        self._start_response(
+            response.status, response.get_wsgi_headers(self._environ).to_wsgi_list()
+        )
+        return data
+
+
+def _service() -> Service:
+    service: Service = current_app.extensions["chatstream"]
+    return service
+
+
+def _owner() -> Any:
+    """The caller's name; else the response to give instead."""
+    identify = _service().identify
+    if identify is None:
+        return ""
+    owner = identify()
+    if owner is None:
+        return _refuse(Refused("Who are you? Please log in.", code="unauthenticated", status=401))
+    if isinstance(owner, int) and not isinstance(owner, bool):
+        return str(owner)
+    if isinstance(owner, str) or _is_response(owner):
+        return owner
+    raise TypeError(
+        f"identify must return a str, an int, a response or None, not {type(owner).__name__}"
+    )
+
+
+def _is_response(value: object) -> bool:
+    return isinstance(value, (Response, tuple)) or hasattr(value, "get_wsgi_response")
+
+
+def _json_body(limit: int) -> dict[str, Any]:
+    if request.mimetype != "application/json":
+        raise Refused(
+            "Send JSON, with Content-Type: application/json.",
+            code="unsupported_media_type",
+            status=415,
+        )
+    try:
+        body = json.loads(_bytes_body(limit).decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Refused("The body is not JSON (RFC 8259, in UTF-8).", code="bad_json") from None
+    if not isinstance(body, dict):
+        raise Refused("The body must be a JSON object.", code="bad_json")
+    return body
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _bytes_body(limit: int) -> bytes:
+    try:
+        data = b"" if (request.content_length or 0) > limit else request.stream.read(limit + 1)
+    except RequestEntityTooLarge:  # the app's own MAX_CONTENT_LENGTH
+        raise _too_large(limit) from None
+    except HTTPException:
+        raise Refused("The body broke off.", code="bad_json") from None
+    if (request.content_length or 0) > limit or len(data) > limit:
+        raise _too_large(limit)
+    return data
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(f"The body is longer than {limit} bytes.", code="too_large", status=413)
+
+
+def _id(body: dict[str, Any], name: str) -> str | None:
+    """Takes the id out of `body`: it is ours, not the provider's."""
+    value = body.pop(name, None)
+    if value is not None and not (isinstance(value, str) and ID.fullmatch(value)):
+        raise Refused(f"{name} must be 1 to 128 of A-Z a-z 0-9 . _ : -", code="bad_id")
+    return value
+
+
+def _payload(body: dict[str, Any], service: Service) -> bytes:
+    """The provider's request: the caller's, with what is forced and what is missing."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refused("messages must be a non-empty list.", code="bad_messages")
+    if not all(isinstance(item, dict) and isinstance(item.get("role"), str) for item in messages):
+        raise Refused("Each of messages must be an object with a role.", code="bad_messages")
+    body["stream"] = True
+    if body.get("model") is None:
+        body["model"] = service.settings.model
+    if service.settings.include_usage:
+        options = body.get("stream_options")
+        given = options if isinstance(options, dict) else {}
+        body["stream_options"] = {**given, "include_usage": True}
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # 1e999, half a surrogate pair
+        raise Refused("The body holds what JSON cannot carry.", code="bad_json") from None
+
+
+def _other_method() -> Response:
+    if request.method == "OPTIONS":
+        return Response(status=204, headers={"Allow": "OPTIONS, POST"})
+    refusal = _refuse(Refused("Use POST.", code="method_not_allowed", status=405))
+    refusal.headers["Allow"] = "OPTIONS, POST"
+    return refusal
+
+
+def _refuse(error: StreamError) -> Response:
+    refusal = _json({"ok": False, "reason": error.code, "message": error.message}, error.status)
+    if error.retry_after is not None:
+        refusal.headers["Retry-After"] = error.retry_after
+    return refusal
+
+
+def _json(value: Mapping[str, Any], status: int) -> Response:
+    return Response(
+        json.dumps(value),
+        status,
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )

@@ -1,0 +1,53 @@
+"""Server settings and hooks. CHATSTREAM_* is read from the environment; see README.md.
+
+chatstream is not imported here: this file is read before gevent patches the standard library.
+"""
+
+import os
+import resource
+
+
+def _count(key, default):
+    text = os.environ.get(key) or str(default)
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise SystemExit(f"{key} must be a whole number of at least 1, not {text!r}.")
+    return int(text)
+
+
+bind = os.environ.get("CHATSTREAM_BIND") or "127.0.0.1:8000"
+worker_class = os.environ.get("CHATSTREAM_WORKER_CLASS") or "gthread"
+if worker_class not in ("gthread", "gevent"):
+    raise SystemExit(f"CHATSTREAM_WORKER_CLASS must be gthread or gevent, not {worker_class!r}.")
+workers = _count("WEB_CONCURRENCY", 1)
+threads = _count("CHATSTREAM_THREADS", 64)
+worker_connections = max(1000, 2 * threads)
+keepalive = 5
+graceful_timeout = 30
+
+# Stream slots: some threads, or connections, stay free for cancels.
+_slots = {
+    "gthread": threads - max(4, threads // 8),
+    "gevent": worker_connections - 32,
+}[worker_class]
+if _slots < 1:
+    raise SystemExit("CHATSTREAM_THREADS must be at least 5: four stay free for cancels.")
+os.environ.setdefault("CHATSTREAM_MAX_STREAMS", str(_slots))
+
+# A stream takes three to five descriptors.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
+
+
+def when_ready(server):
+    """Says what would surprise later."""
+    if server.cfg.workers > 1:
+        server.log.warning(
+            "%d workers: a cancel stops a stream only if it reaches the same worker. "
+            "Use one worker with more threads.",
+            server.cfg.workers,
+        )
+    if "h2" in str(server.cfg.http_protocols):
+        server.log.warning(
+            "h2 in http_protocols: gunicorn serves an HTTP/2 connection's requests one after the "
+            "other, so a browser's cancel waits behind its stream. Terminate HTTP/2 in nginx."
+        )
