@@ -263,8 +263,8 @@ def _advice(settings: Settings, environ: Mapping[str, Any]) -> list[str]:
         )
     if str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/2"):
         advice.append(
-            "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel waits "
-            "behind the stream it should stop. Terminate HTTP/2 in nginx."
+            "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel "
+            "waits behind the stream it should stop. Terminate HTTP/2 in nginx."
         )
     if settings.max_streams is None:
         advice.append(

@@ -7,6 +7,7 @@ shut down; they must not block, log or take a lock that gevent may have patched.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import fcntl
@@ -19,9 +20,9 @@ import struct
 import termios
 import traceback
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
-import _socket
 from chatstream import native
 from chatstream.errors import Busy
 
@@ -206,7 +207,7 @@ class ClientSocket:
         self._loop = loop
         # The C class: the loop's thread uses it, and gevent's own would need the hub.
         self._sock = _socket.socket(fileno=self.fd)
-        self._lock = native.allocate_lock()  # guards the two below
+        self._lock = native.allocate_lock()  # held around system calls that return at once
         self._timer: Timer | None = None
         self._released = False
 
@@ -215,37 +216,33 @@ class ClientSocket:
 
         For a stream that was aborted while its thread is stuck in a write. Safe from any thread.
         """
-        self._check_after(patience, None)
+        with self._lock:
+            if self._released:
+                return
+            taken = _taken(self._sock)
+            self._timer = self._loop.call_later(patience, partial(self._check, patience, taken))
 
     def release(self) -> None:
         """Lets go of the socket. Owner only. Idempotent."""
         with self._lock:
             released, self._released = self._released, True
-            timer, self._timer = self._timer, None
-        if timer is not None:
-            self._loop.cancel(timer)
-        if not released:
-            self._loop.forget(self)
-            self._sock.close()
-
-    def _check_after(self, patience: float, last: int | None) -> None:
-        timer = self._loop.call_later(patience, lambda: self._check(patience, last))
-        with self._lock:
-            self._timer = timer
-            released = self._released
         if released:
-            self._loop.cancel(timer)
+            return
+        if self._timer is not None:
+            self._loop.cancel(self._timer)
+        self._loop.forget(self)
+        self._sock.close()
 
-    def _check(self, patience: float, last: int | None) -> None:
-        with self._lock:  # the descriptor must not be closed, and given away, meanwhile
+    def _check(self, patience: float, last: int) -> None:
+        # Under the lock: the descriptor must not be closed, and given away, meanwhile.
+        with self._lock:
             if self._released:
                 return
-            waiting, taken = _send_queue(self._sock), _taken(self._sock)
-            if waiting and taken == last:
+            if _send_queue(self._sock) and _taken(self._sock) == last:
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
                 return
-        self._check_after(patience, taken)
+        self.expect_end(patience)
 
 
 def _send_queue(sock: _socket.socket) -> int:

@@ -8,6 +8,7 @@ iterable that a WSGI server walks with a thread of its own. A stop never needs t
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import os
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Protocol
 
-import _socket
 from chatstream import native, sse
 from chatstream.errors import Busy, Ended, StreamAborted, StreamError, UpstreamError
 from chatstream.outcome import Cause, Kind, Outcome, Phase
@@ -106,13 +106,13 @@ class Stream:
         self._verdict: Cause | StreamError | Kind | None = None
         self._handle: SocketHandle | None = None
         self._body: Body | None = None
-        self._changed = threading.Event()  # the verdict or the body is there
+        self._changed = threading.Event()  # answered, or ended and the socket shut down
         self._splitter = sse.Splitter()
         self._finish_reason = False
         self._events = 0
         self._bytes = 0
         self._stopped_in = Phase.NEW
-        self._stop_ms: float | None = None
+        self._stop_ms = 0.0
 
     def __repr__(self) -> str:
         verdict = self._verdict
@@ -147,10 +147,8 @@ class Stream:
         Returns:
             Whether this call ended the stream; False when it had ended already.
         """
-        noticed = monotonic()
         if not self._end(cause):
             return False
-        self._stop_ms = (monotonic() - noticed) * 1000
         if self.client is not None:
             self.client.expect_end(CLIENT_PATIENCE)
         return True
@@ -164,6 +162,7 @@ class Stream:
         return self._end(Kind.COMPLETED)
 
     def _end(self, verdict: Cause | StreamError | Kind) -> bool:
+        noticed = monotonic()
         with self._lock:
             if self._verdict is not None:
                 return False
@@ -174,6 +173,7 @@ class Stream:
                 handle, self._handle = self._handle, None
         if handle is not None:
             handle.shutdown()
+        self._stop_ms = (monotonic() - noticed) * 1000
         self._changed.set()
         return True
 
@@ -241,6 +241,9 @@ class Stream:
         """
         if not self._changed.wait(timeout):
             raise TimeoutError
+        with self._lock:
+            if self._verdict is None:
+                self._changed.clear()
         return self._body
 
     # What goes through it. Mover only.
@@ -289,7 +292,8 @@ class Stream:
             )
 
     def outcome(self) -> Outcome:
-        """How the stream ended, as of now. Only once it has ended."""
+        """How the stream ended, as of now. Only once it has ended. Mover only."""
+        self._changed.wait()  # a mover can be awake before the thread that woke it is done
         cause, verdict = self.cause, self._verdict
         error = verdict if isinstance(verdict, StreamError) else None
         return Outcome(
@@ -304,7 +308,7 @@ class Stream:
             duration=monotonic() - self.started,
             events=self._events,
             bytes=self._bytes,
-            stop_ms=self._stop_ms,
+            stop_ms=self._stop_ms if cause else None,
         )
 
 

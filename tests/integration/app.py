@@ -1,0 +1,76 @@
+"""The host app of the integration tests: an app of somebody's, with chatstream mounted in it."""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import fcntl
+import logging
+import os
+import struct
+import termios
+import threading
+
+from flask import Flask, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from chatstream import ChatStream
+
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+app = Flask(__name__)
+ChatStream(app, identify=lambda: request.headers.get("X-User", "anybody"))
+
+# The host's database: a pool of one connection, held for as long as a request context lives.
+_database = threading.Semaphore(1)
+
+
+@app.before_request
+def take_connection() -> None:
+    if request.path != "/debug":
+        request.environ["test.connection"] = _database.acquire(timeout=5)
+
+
+@app.teardown_request
+def give_connection(error: BaseException | None) -> None:
+    if request.environ.get("test.connection"):
+        _database.release()
+
+
+@app.errorhandler(HTTPException)
+def page(error: HTTPException) -> tuple[str, int]:
+    return f"<h1>{error.code}</h1>", error.code or 500
+
+
+@app.get("/hello")
+def hello() -> str:
+    return "hello" if request.environ["test.connection"] else "no connection was free"
+
+
+@app.get("/debug")
+def debug() -> object:
+    """What a leak check has to know of this worker."""
+    service = app.extensions["chatstream"]
+    return jsonify(
+        pid=os.getpid(),
+        slots=len(service.registry),
+        live=len(service.registry.live()),
+        calls=[t.name for t in threading.enumerate() if t.name.startswith("chatstream-call")],
+    )
+
+
+@app.get("/debug/send-queue/<int:port>")
+def send_queue(port: int) -> object:
+    """Bytes the client at `port` has not taken from this worker's socket (SIOCOUTQ)."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                continue
+            with contextlib.closing(_socket.socket(fileno=os.dup(fd))) as sock:
+                if sock.getpeername()[1:2] == (port,):
+                    return jsonify(_outq(fd))
+    return jsonify(None)
+
+
+def _outq(fd: int) -> int:
+    (size,) = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0" * 4))
+    return int(size)

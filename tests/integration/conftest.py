@@ -1,0 +1,171 @@
+"""Servers, started when first asked for, and the leak check around every test."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.conftest import eventually
+from tests.integration.client import Client
+from tests.integration.processes import Provider, Server
+from tests.integration.proxy import Proxy
+
+
+@dataclass
+class Certificate:
+    cert: str
+    authority: str
+
+
+class BlackHole:
+    """An address that never answers a SYN: a listener whose queue is full."""
+
+    def __init__(self) -> None:
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(0)
+        self.port = int(self._listener.getsockname()[1])
+        self._fillers = []
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", self.port))
+            self._fillers.append(filler)
+
+    def close(self) -> None:
+        for sock in (*self._fillers, self._listener):
+            sock.close()
+
+
+class Rig:
+    """One server, its provider, and what they need; with the figures a leak check compares."""
+
+    def __init__(self, server: Server, provider: Provider | None, extra: object = None) -> None:
+        self.server = server
+        self.provider = provider
+        self.extra = extra
+        self.clients: list[Client] = []
+        self._baseline = 0
+
+    def client(self, **options: int) -> Client:
+        client = Client(self.server.port, **options)
+        self.clients.append(client)
+        return client
+
+    def warm_up(self, *, answers: bool) -> None:
+        """Has everything made that is made once: the loop, the pool, a reusable connection."""
+        client = self.client().post("warm-up", simulate={"tokens": 1, "rate": 1000})
+        if answers:
+            client.head()
+            client.body()
+        else:
+            eventually(lambda: self.server.debug()["live"], "the warm-up's stream")
+        client.close()
+        self.clients.clear()
+        eventually(lambda: not self._at_rest(), "rest after the warm-up")
+        self._baseline = self.server.descriptors() - self._idle_connections()
+
+    def _idle_connections(self) -> int:
+        return self.provider.stats()["connections_open"] if self.provider else 0
+
+    def _at_rest(self) -> dict[str, object]:
+        facts = self.server.debug()
+        return {name: facts[name] for name in ("slots", "live", "calls") if facts[name]}
+
+    def check_leaks(self) -> None:
+        """Nothing live, no thread, and only descriptors of idle connections to the provider."""
+        for client in self.clients:
+            client.close()
+        self.clients.clear()
+        eventually(lambda: not self._at_rest(), f"rest; now {self._at_rest()}")
+        if self.provider is not None:
+            eventually(lambda: self.provider.stats()["generating"] == 0, "no generation")
+        eventually(
+            lambda: self.server.descriptors() <= self._baseline + self._idle_connections(),
+            f"{self._baseline} descriptors; now {self.server.descriptors()}",
+        )
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+        folder / "cert.pem"
+    )
+    return Certificate(str(folder / "cert.pem"), str(folder / "authority.pem"))
+
+
+@pytest.fixture(scope="session")
+def rigs(
+    tmp_path_factory: pytest.TempPathFactory, certificate: Certificate
+) -> Iterator[Callable[..., Rig]]:
+    """`rigs(kind, worker_class, **environ)`: a server, shared by the tests that ask alike."""
+    made: dict[object, Rig] = {}
+    with contextlib.ExitStack() as stack:
+
+        def closing(thing):  # type: ignore[no-untyped-def]
+            stack.callback(thing.close)
+            return thing
+
+        def rig(kind: str, worker_class: str, **environ: str) -> Rig:
+            key = (kind, worker_class, *sorted(environ.items()))
+            if key not in made:
+                made[key] = make(kind, worker_class, environ)
+            return made[key]
+
+        def make(kind: str, worker_class: str, environ: dict[str, str]) -> Rig:
+            provider: Provider | None = None
+            extra: object = None
+            if kind == "black hole":
+                extra = closing(BlackHole())
+                url = f"http://127.0.0.1:{extra.port}/v1/chat/completions"
+            else:
+                tls = {"certfile": certificate.cert} if "tls" in kind else {}
+                delay = {"handshake_delay": 60.0} if "stalled" in kind else {}
+                provider = closing(Provider(**tls, **delay))
+                url = provider.url
+                if delay:  # it cannot be asked
+                    provider, extra = None, provider
+            if "proxy" in kind:
+                extra = closing(Proxy())
+                environ = {**environ, "HTTP_PROXY": extra.url, "HTTPS_PROXY": extra.url}
+            log = tmp_path_factory.mktemp("server") / f"{worker_class}.log"
+            server = Server(
+                log,
+                CHATSTREAM_WORKER_CLASS=worker_class,
+                CHATSTREAM_UPSTREAM_URL=url,
+                REQUESTS_CA_BUNDLE=certificate.authority,
+                **environ,
+            )
+            stack.callback(server.stop)
+            made_rig = Rig(server, provider, extra)
+            made_rig.warm_up(answers=provider is not None)
+            return made_rig
+
+        yield rig
+
+
+@pytest.fixture(params=["gthread", "gevent"])
+def worker_class(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def rig(rigs: Callable[..., Rig], worker_class: str) -> Iterator[Rig]:
+    """The plain server of a worker class, left as it was found."""
+    rig = rigs("plain", worker_class)
+    yield rig
+    rig.check_leaks()
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Path:
+    return tmp_path / "server.log"

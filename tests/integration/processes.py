@@ -1,0 +1,190 @@
+"""Real gunicorn with a provider of its own, and what the kernel says of both."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from chatstream.simulator import Simulator
+from tests.conftest import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+TERMINAL = ("completed", "aborted by", "failed:")
+
+
+class Provider:
+    """A simulator, asked over HTTP as anybody could."""
+
+    def __init__(self, **options: Any) -> None:
+        self.simulator = Simulator(**options).start()
+        self.port = self.simulator.port
+        self.scheme = "https" if options.get("certfile") else "http"
+        self._context = None
+        if self.scheme == "https":
+            import ssl
+
+            self._context = ssl._create_unverified_context()
+
+    @property
+    def url(self) -> str:
+        return self.simulator.url.replace("127.0.0.1", "localhost")
+
+    def get(self, path: str) -> Any:
+        url = f"{self.scheme}://127.0.0.1:{self.port}{path}"
+        with urllib.request.urlopen(url, context=self._context, timeout=20) as response:
+            return json.load(response)
+
+    def request(self, name: str, wait: str = "started", **more: object) -> dict[str, Any]:
+        """The figures of one request, once it is as far as `wait` says."""
+        query = "&".join(f"{key}={value}" for key, value in {"timeout": 10, **more}.items())
+        figure: dict[str, Any] = self.get(f"/requests/{name}?wait={wait}&{query}")
+        return figure
+
+    def names(self) -> set[str]:
+        return {figure["id"] for figure in self.get("/requests")}
+
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.get("/stats")
+        return stats
+
+    def close(self) -> None:
+        self.simulator.close()
+
+
+class Server:
+    """gunicorn in a process of its own, with one worker unless `options` say otherwise."""
+
+    def __init__(
+        self,
+        log: Path,
+        *options: str,
+        app: str = "tests.integration.app:app",
+        command: list[str] | None = None,
+        ready: str = r"Listening at: https?://127\.0\.0\.1:(\d+)",
+        **environ: str,
+    ) -> None:
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("CHATSTREAM_", "DEEPSEEK_")) and "proxy" not in key.lower()
+        }
+        command = command or [
+            "gunicorn",
+            "--bind",
+            "127.0.0.1:0",
+            "--no-control-socket",
+            "--config",
+            "gunicorn.conf.py",
+        ]
+        self._log = log
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *command, *options, *([app] if app else [])],
+                cwd=ROOT,
+                env={**inherited, "CHATSTREAM_API_KEY": "sk-secret-of-the-tests", **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        match = eventually(lambda: self._gone() or re.search(ready, self.log()), "the server")
+        self.port = int(match[1])
+        eventually(lambda: self._answers(), "an answer")
+
+    def _gone(self) -> None:
+        if self._process.poll() is not None:
+            raise RuntimeError(f"the server ended:\n{self.log()}")
+
+    def _answers(self) -> bool:
+        self._gone()
+        with contextlib.suppress(OSError):
+            return self.get("/debug")[0] in (200, 404)
+        return False
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        return self.ask("GET", path)
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, bytes]:
+        """One request over a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request(
+                method, path, body, {k.replace("_", "-"): v for k, v in headers.items()}
+            )
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def cancel(self, session: str, stream: str | None = None) -> tuple[int, Any]:
+        query = f"?streamId={stream}" if stream else ""
+        status, body = self.ask("POST", f"/api/chat/cancel/{session}{query}")
+        return status, json.loads(body)
+
+    def debug(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self.get("/debug")[1])
+        return facts
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def lines_of(self, session: str) -> list[str]:
+        return [line for line in self.log().splitlines() if f"[SSE] {session} " in line]
+
+    def ending_of(self, session: str) -> str:
+        """The one terminal line of a session with one stream."""
+        lines = eventually(lambda: [x for x in self.lines_of(session) if ends(x)], "an ending")
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def worker(self) -> int:
+        """The worker's pid."""
+        return int(self.debug()["pid"])
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.worker}/fd"))
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            for worker in children(self._process.pid):
+                os.kill(worker, signal.SIGKILL)
+            self._process.kill()
+            self._process.wait(10)
+            raise
+
+
+def ends(line: str) -> bool:
+    """Whether a log line is a terminal one."""
+    return any(word in line for word in TERMINAL)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def tcp(state: str, *, local: int | None = None, remote: int | None = None) -> Iterator[int]:
+    """The local ports of this machine's TCP sockets in `state` (proc_net_tcp)."""
+    number = {"ESTABLISHED": "01", "SYN_SENT": "02"}[state]
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            _, here, there, now, *_ = line.split()
+            ports = [int(end.rpartition(":")[2], 16) for end in (here, there)]
+            if now == number and local in (None, ports[0]) and remote in (None, ports[1]):
+                yield ports[0]

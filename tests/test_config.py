@@ -1,0 +1,192 @@
+"""config: every key's default, where it is read, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from chatstream.config import Settings
+from chatstream.errors import ConfigError
+
+DEFAULTS = {
+    "url_prefix": "/api/chat",
+    "upstream_url": "https://api.deepseek.com/chat/completions",
+    "api_key": "",
+    "model": "deepseek-chat",
+    "include_usage": False,
+    "on_conflict": "supersede",
+    "max_body": 1024 * 1024,
+    "max_streams": None,
+    "ping_interval": 15.0,
+    "upstream_connect_timeout": 5.0,
+    "upstream_headers_timeout": 600.0,
+    "upstream_idle_timeout": 120.0,
+    "stream_deadline": None,
+}
+
+
+def test_defaults() -> None:
+    """Without a setting, each key has the default that the README names; no key is left out."""
+    assert DEFAULTS == dataclasses.asdict(Settings.load({}, {}))
+
+
+GOOD = [
+    ("URL_PREFIX", "/v1/talk", "/v1/talk"),
+    ("UPSTREAM_URL", " http://127.0.0.1:9000/v1/chat?x=1 ", "http://127.0.0.1:9000/v1/chat?x=1"),
+    ("UPSTREAM_URL", "https://[::1]:8443/", "https://[::1]:8443/"),
+    ("API_KEY", " sk-abc\n", "sk-abc"),
+    ("MODEL", "gpt-x", "gpt-x"),
+    ("INCLUDE_USAGE", "1", True),
+    ("INCLUDE_USAGE", "Off", False),
+    ("ON_CONFLICT", "reject", "reject"),
+    ("MAX_BODY", "2048", 2048),
+    ("MAX_STREAMS", "1", 1),
+    ("PING_INTERVAL", "0.5", 0.5),
+    ("UPSTREAM_CONNECT_TIMEOUT", "2", 2.0),
+    ("UPSTREAM_HEADERS_TIMEOUT", "604800", 604800.0),
+    ("UPSTREAM_IDLE_TIMEOUT", "1e1", 10.0),
+    ("STREAM_DEADLINE", "60", 60.0),
+    ("STREAM_DEADLINE", "off", None),
+    ("STREAM_DEADLINE", "0", None),
+    ("STREAM_DEADLINE", "", None),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "value"), GOOD)
+def test_the_environment_sets_a_key(key: str, text: str, value: Any) -> None:
+    """A key in the environment is read, trimmed and made what it is."""
+    settings = Settings.load({}, {f"CHATSTREAM_{key}": text})
+    assert value == getattr(settings, key.lower())
+
+
+def test_every_key_is_tried_above() -> None:
+    """The table of good values leaves no key out."""
+    assert {name.upper() for name in DEFAULTS} == {key for key, _, _ in GOOD}
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("MAX_BODY", 10, 10),
+        ("PING_INTERVAL", 3, 3.0),
+        ("INCLUDE_USAGE", True, True),
+        ("STREAM_DEADLINE", None, None),
+        ("STREAM_DEADLINE", 0, None),
+        ("STREAM_DEADLINE", 1.5, 1.5),
+    ],
+)
+def test_the_apps_config_may_hold_python_values(key: str, given: Any, value: Any) -> None:
+    """What an app sets in Python need not be text."""
+    settings = Settings.load({f"CHATSTREAM_{key}": given}, {})
+    assert value == getattr(settings, key.lower())
+
+
+def test_the_apps_config_wins() -> None:
+    """A key in app.config is taken before the same key in the environment."""
+    settings = Settings.load({"CHATSTREAM_MODEL": "app"}, {"CHATSTREAM_MODEL": "environ"})
+    assert settings.model == "app"
+
+
+@pytest.mark.parametrize(
+    ("config", "environ", "key"),
+    [
+        ({}, {"DEEPSEEK_API_KEY": "deep"}, "deep"),
+        ({"DEEPSEEK_API_KEY": "deep"}, {}, "deep"),
+        ({}, {"CHATSTREAM_API_KEY": "own", "DEEPSEEK_API_KEY": "deep"}, "own"),
+        ({}, {"CHATSTREAM_API_KEY": "", "DEEPSEEK_API_KEY": "deep"}, "deep"),
+        ({"CHATSTREAM_API_KEY": "own"}, {"DEEPSEEK_API_KEY": "deep"}, "own"),
+        ({}, {"CHATSTREAM_API_KEY": "", "DEEPSEEK_API_KEY": ""}, ""),
+    ],
+)
+def test_the_key_falls_back_to_deepseeks(
+    config: dict[str, str], environ: dict[str, str], key: str
+) -> None:
+    """CHATSTREAM_API_KEY, where it is not empty, else DEEPSEEK_API_KEY, else none."""
+    assert key == Settings.load(config, environ).api_key
+
+
+BAD = {
+    "URL_PREFIX": ["", "/", "api", "/api/", "//api", "/a b", "/<id>", 7],
+    "UPSTREAM_URL": [
+        "",
+        "api.deepseek.com",
+        "ftp://host/",
+        "http://",
+        "http:///path",
+        "http://host:99999/",
+        "http://host:0/",
+        "http://host:x/",
+        "http://[::1/",
+        "http://host/a b",
+        "http://host/\x00",
+        7,
+    ],
+    "MODEL": ["", "  ", 7],
+    "INCLUDE_USAGE": ["", "2", "maybe", 7],
+    "ON_CONFLICT": ["", "Reject", "drop", 7],
+    "MAX_BODY": ["", "0", "-1", "1.5", "1e3", "1_000", "x", "٣", True, 0, 1.5, "1" * 13],
+    "MAX_STREAMS": ["", "0", "-1", "x", False],
+    "PING_INTERVAL": ["", "0", "-1", "nan", "inf", "x", "604801", True, [], 10**400],
+    "UPSTREAM_CONNECT_TIMEOUT": ["", "0", "off", "nan"],
+    "UPSTREAM_HEADERS_TIMEOUT": ["", "0", "off", "nan"],
+    "UPSTREAM_IDLE_TIMEOUT": ["", "0", "off", "nan"],
+    "STREAM_DEADLINE": ["-1", "never", "nan", "inf", True],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        pytest.param(key, value, id=f"{key}-{value!r:.20}")
+        for key, values in BAD.items()
+        for value in values
+    ],
+)
+def test_a_wrong_value_is_named(key: str, value: Any) -> None:
+    """A wrong value raises ConfigError with a sentence: the key, what it takes, what it got."""
+    with pytest.raises(ConfigError) as caught:
+        Settings.load({f"CHATSTREAM_{key}": value}, {})
+    message = str(caught.value)
+    assert message.startswith(f"CHATSTREAM_{key} must be ")
+    assert message.endswith(f", not {value!r}.")
+
+
+@pytest.mark.parametrize("url", ["api.deepseek.com", "http://[::1/", "http://host:x/"])
+def test_a_wrong_address_is_told_what_an_address_is(url: str) -> None:
+    """Whatever is wrong with the address, the sentence says what a good one looks like."""
+    with pytest.raises(ConfigError, match="must be an http:// or https:// address such as"):
+        Settings.load({"CHATSTREAM_UPSTREAM_URL": url}, {})
+
+
+@pytest.mark.parametrize("key", ["CHATSTREAM_API_KEY", "DEEPSEEK_API_KEY"])
+@pytest.mark.parametrize("value", ["sk-šecret", "sk-\x00ecret", "sk-sec\r\nret: x", 12345])
+def test_a_wrong_key_is_named_and_not_shown(key: str, value: Any) -> None:
+    """A key that cannot go into a header is refused by name; nothing of it is shown."""
+    with pytest.raises(ConfigError, match=f"^{key} must be a key of printable ASCII") as caught:
+        Settings.load({key: value}, {})
+    assert "ecret" not in str(caught.value)
+    assert "sec" not in str(caught.value)
+    assert "12345" not in str(caught.value)
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
+    """An address with a login is refused (it would travel beside the key), without repeating it."""
+    with pytest.raises(ConfigError, match="^CHATSTREAM_UPSTREAM_URL must be ") as caught:
+        Settings.load({"CHATSTREAM_UPSTREAM_URL": "https://user:hunter2@host/v1"}, {})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_repr_hides_the_key() -> None:
+    """Settings can be printed and logged: the key is not in them."""
+    settings = Settings.load({"CHATSTREAM_API_KEY": "sk-secret"}, {})
+    assert "sk-secret" == settings.api_key
+    assert "sk-secret" not in repr(settings)
+    assert "sk-secret" not in str(settings)
+
+
+def test_settings_cannot_be_changed() -> None:
+    """Settings are read once; a later write would be a silent no-op, so it raises."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings.load({}, {}).model = "x"  # type: ignore[misc]

@@ -1,0 +1,139 @@
+"""framing: HTTP/1.1 message bodies to their bytes. Tables; no I/O."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import pytest
+
+from chatstream.framing import MAX_LINE, BadFraming, Chunked, Framing, Length, UntilClose
+
+
+def body_of(framing: Framing, pieces: Iterable[bytes]) -> bytes:
+    return b"".join([framing.feed(piece) for piece in pieces])
+
+
+def by_byte(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+CHUNKED = {
+    "one chunk": (b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
+    "two chunks": (b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n", b"hello world"),
+    "nothing": (b"0\r\n\r\n", b""),
+    "extensions": (b"5;a=b;c\r\nhello\r\n0;last\r\n\r\n", b"hello"),
+    "trailers": (b"5\r\nhello\r\n0\r\nX: y\r\nZ: 0\r\n\r\n", b"hello"),
+    "hex, both cases": (b"A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n", b"0123456789" * 2),
+    "leading zeros": (b"0005\r\nhello\r\n000\r\n\r\n", b"hello"),
+    "spaces": (b"5 \r\nhello\r\n0\r\n\r\n", b"hello"),
+    "bare LF": (b"5\nhello\n0\n\n", b"hello"),
+    "line ends and sizes as data": (b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n", b"\r\n0\r\n\r\n"),
+}
+chunked = pytest.mark.parametrize(("raw", "body"), CHUNKED.values(), ids=CHUNKED)
+
+
+@chunked
+def test_chunks_cut_anywhere_give_their_data(raw: bytes, body: bytes) -> None:
+    """Chunks cut in three anywhere, or byte by byte, give the same data and then are finished."""
+    cuts = itertools.combinations_with_replacement(range(len(raw) + 1), 2)
+    for pieces in [[raw[:a], raw[a:b], raw[b:]] for a, b in cuts] + [by_byte(raw)]:
+        framing = Chunked()
+        assert body == body_of(framing, pieces)
+        assert framing.finished
+        assert framing.reusable
+
+
+@chunked
+def test_chunks_are_finished_with_their_last_byte_only(raw: bytes, body: bytes) -> None:
+    """Before the last line end has come, a chunked body has not ended, and an EOF is a fault."""
+    framing = Chunked()
+    framing.feed(raw[:-1])
+    assert not framing.finished
+    with pytest.raises(BadFraming):
+        framing.eof()
+
+
+def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
+    """What has come of a chunk is not held back: an event may be shorter than its chunk."""
+    framing = Chunked()
+    assert b"data: a\n\n" == framing.feed(b"ff\r\ndata: a\n\n")
+
+
+@pytest.mark.parametrize("pieces", [[b"0\r\n\r\nHTTP/1.1"], [b"5\r\nhello\r\n0\r\n\r\n\n"]])
+def test_bytes_after_the_last_chunk_spoil_the_connection(pieces: list[bytes]) -> None:
+    """A connection on which bytes came that nobody asked for carries no other request."""
+    framing = Chunked()
+    body_of(framing, pieces)
+    assert framing.finished
+    assert not framing.reusable
+
+
+BAD_CHUNKS = {
+    "no number": b"hello\r\n",
+    "empty line": b"\r\n",
+    "only an extension": b";a\r\n",
+    "negative": b"-5\r\nhello\r\n",
+    "plus sign": b"+5\r\nhello\r\n",
+    "0x": b"0x5\r\nhello\r\n",
+    "underscore": b"1_0\r\n",
+    "two numbers": b"5 5\r\n",
+    "absurdly large": b"1" * 16 + b"\r\n",
+    "a letter no hex digit has": b"5g\r\n",
+    "longer than it said": b"5\r\nhello world\r\n",
+    "a line that does not end": b"1" * (MAX_LINE + 1),
+    "an extension that does not end": b"5;" + b"a" * MAX_LINE,
+    "a trailer that does not end": b"0\r\n" + b"a" * (MAX_LINE + 1),
+}
+
+
+@pytest.mark.parametrize("raw", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
+def test_bad_chunks_are_a_fault(raw: bytes) -> None:
+    """What breaks the rules for chunks raises BadFraming, in one piece and in many."""
+    with pytest.raises(BadFraming):
+        body_of(Chunked(), [raw])
+    with pytest.raises(BadFraming):
+        body_of(Chunked(), [raw[i : i + 100] for i in range(0, len(raw), 100)])
+
+
+def test_a_length_counts_its_bytes() -> None:
+    """A body of a known length is finished with its last byte, at every cut."""
+    for cut in range(6):
+        framing = Length(5)
+        assert b"hello"[:cut] == framing.feed(b"hello"[:cut])
+        assert (cut == 5) == framing.finished
+        assert b"hello"[cut:] == framing.feed(b"hello"[cut:])
+        assert framing.finished
+        assert framing.reusable
+
+
+def test_a_length_of_zero_is_finished_at_once() -> None:
+    """A body without bytes needs none to be complete."""
+    assert Length(0).finished
+    assert Length(0).reusable
+
+
+def test_bytes_beyond_the_length_are_not_the_bodys() -> None:
+    """What comes after the announced length is dropped, and the connection with it."""
+    framing = Length(5)
+    assert b"hello" == framing.feed(b"hello!")
+    assert framing.finished
+    assert not framing.reusable
+
+
+def test_an_end_before_the_length_is_a_fault() -> None:
+    """An EOF inside a body of known length raises, and says how much is missing."""
+    framing = Length(5)
+    framing.feed(b"he")
+    with pytest.raises(BadFraming, match="3 bytes early"):
+        framing.eof()
+
+
+def test_until_close_takes_all_and_ends_with_the_connection() -> None:
+    """A close-delimited body passes as it comes, ends with EOF, and leaves nothing to reuse."""
+    framing = UntilClose()
+    assert [b"a", b"\r\n"] == [framing.feed(b"a"), framing.feed(b"\r\n")]
+    assert not framing.finished
+    framing.eof()
+    assert framing.finished
+    assert not framing.reusable
