@@ -2,20 +2,22 @@
 
     python -m chatstream.simulator --port 9911
 
-It serves the demo, the tests and the benchmark, so it measures as well as answers. One thread waits on one epoll and one
-heap of timers; whatever epoll reports, hang-ups are stamped and acted upon before anything else is done.
+It serves the demo, the tests and the benchmark, so it measures as well as answers. One thread waits
+on one epoll and one heap of timers; whatever epoll reports, hang-ups are stamped and acted upon
+before anything else is done. What falls due is sent up to 1 ms late (epoll's unit), never early.
 
-    POST .../chat/completions      the chat API. The body's "simulate" object says how this answer behaves: see `Plan`
-    GET /requests                  the figures of every request: see `Exchange.figure`
-    GET /requests/ID               of one (the newest that bears the name); with ?wait= it answers only when the request
-        ?wait=started|headers|delivered|closed &count=N &timeout=S           has come so far, is closed, or S has passed
-    DELETE /requests               forgets the closed ones
-    GET /stats                     totals; connections that only asked for figures are not counted
-    GET /v1/models                 one model
+    POST .../chat/completions   the chat API; the body's "simulate" says how to behave: see `Plan`
+    GET /requests               the figures of every request: `Exchange.figure`
+    GET /requests/ID            of one: the newest that bears the name
+        ?wait=W &timeout=S      answers when the request, which need not exist yet, is "started", at
+        &count=N                its "headers", has N tokens "delivered", is "closed"; or after S s
+    DELETE /requests            forgets the closed ones
+    GET /stats                  totals; connections that only asked for figures are not counted
+    GET /v1/models              one model
 
-Every instant (``*_ns``) is `time.monotonic_ns` in nanoseconds, so on one host it compares with other processes' stamps.
-A FIN counts as gone, as it does for most providers. A client that closes with unread bytes in its buffer sends a RST.
-Linux only (epoll, eventfd). No part of it needs the rest of the package.
+Every instant (``*_ns``) is `time.monotonic_ns`, so on one host it compares with the stamps of other
+processes. A FIN counts as gone, as it does for most providers. (A client that closes a socket with
+unread bytes sends a RST.) Linux only: epoll, eventfd. It needs no other part of the package.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ __all__ = ["Plan", "Simulator", "main"]
 
 _NEVER = (1 << 63) - 1  # an instant that does not come
 _SECOND = 1_000_000_000  # ns
-_WRITE_LIMIT = 65_536  # bytes gathered for one write, and so (plus one event) the most that is buffered for a slow reader
+_WRITE_LIMIT = 65_536  # bytes for one write, so (plus one event) the most that is ever buffered
 _READ_SIZE = 65_536  # bytes
 _HEAD_LIMIT = 65_536  # bytes of request line and headers
 _BODY_LIMIT = 16 << 20  # bytes of a request's body
@@ -71,29 +73,34 @@ _WAITS = ("started", "headers", "delivered", "closed")
 _CUTS = ("reset_after", "truncate_after", "error_after")
 
 _PROSE = """
-A stop button is a promise. Whoever presses it has already decided, and everything that happens afterwards happens against
-their will. So the first rule is that it works at once: not when the next word arrives, not when some buffer has been
-emptied, and not when a timer happens to look. The second rule is that it works everywhere. A lamp that goes dark on the
-desk while the engine runs on in the cellar has not been switched off; it has only been hidden, and the meter keeps
-counting. The third rule is that it always works. Pressing it early, before the first word, is no mistake. Pressing it late,
-when the last word has just been said, is no mistake either. Pressing it twice means nothing more than pressing it once,
-and pressing it by accident costs no more than asking again.
+A stop button is a promise. Whoever presses it has already decided, and everything that happens
+afterwards happens against their will. So the first rule is that it works at once: not when the
+next word arrives, not when some buffer has been emptied, and not when a timer happens to look. The
+second rule is that it works everywhere. A lamp that goes dark on the desk while the engine runs on
+in the cellar has not been switched off; it has only been hidden, and the meter keeps counting. The
+third rule is that it always works. Pressing it early, before the first word, is no mistake.
+Pressing it late, when the last word has just been said, is no mistake either. Pressing it twice
+means nothing more than pressing it once, and pressing it by accident costs no more than asking
+again.
 
-Good brakes are boring. Nobody praises the lift for halting at the right floor, or the kettle for falling silent when the
-water boils, and yet we would notice within a day if they did not. The naïve design sets a flag and hopes that somebody
-reads it. The patient design asks who is asleep at that moment, and what would wake them: a worker waiting for a line that
-never comes, a socket nobody reads, a queue in which the order to halt stands politely behind the very work it was meant to
-halt. It then wakes them, one after the other, and counts them on the way out.
+Good brakes are boring. Nobody praises the lift for halting at the right floor, or the kettle for
+falling silent when the water boils, and yet we would notice within a day if they did not. The
+naïve design sets a flag and hopes that somebody reads it. The patient design asks who is asleep at
+that moment, and what would wake them: a worker waiting for a line that never comes, a socket
+nobody reads, a queue in which the order to halt stands politely behind the very work it was meant
+to halt. It then wakes them, one after the other, and counts them on the way out.
 
-There is also the matter of honesty. When something has been stopped, say so; when it had already ended by itself, say that
-instead. Do not call a broken pipe a failure if you broke it on purpose, and do not call half an answer an answer. Keep what
-was said up to that point, because it was paid for, and hand it back without losing a word — or adding one. Then put
-everything back where it was: the thread, the socket, the place in the pool. A button that leaves a little litter behind
-each time it is pressed will one day be the reason that nothing moves at all.
+There is also the matter of honesty. When something has been stopped, say so; when it had already
+ended by itself, say that instead. Do not call a broken pipe a failure if you broke it on purpose,
+and do not call half an answer an answer. Keep what was said up to that point, because it was paid
+for, and hand it back without losing a word — or adding one. Then put everything back where it was:
+the thread, the socket, the place in the pool. A button that leaves a little litter behind each
+time it is pressed will one day be the reason that nothing moves at all.
 
-Last of all, stay calm under a crowd. One person who stops is an event; a thousand who stop at the same second are a
-Tuesday. Each of them deserves the same quick answer, and the thousand and first, who merely wants to go on reading, should
-not notice that anything happened. That is all there is to it, and it is harder than it looks.
+Last of all, stay calm under a crowd. One person who stops is an event; a thousand who stop at the
+same second are a Tuesday. Each of them deserves the same quick answer, and the thousand and first,
+who merely wants to go on reading, should not notice that anything happened. That is all there is
+to it, and it is harder than it looks.
 """
 _CLOSE_EVENT = b'"},"finish_reason":null}]}\n\n'
 _WORDS = [json.dumps(f"{word} ", ensure_ascii=False)[1:-1].encode() for word in _PROSE.split()]
@@ -129,7 +136,7 @@ def _ns(seconds: float) -> int:
 # ---------------------------------------------------------------- what an answer shall be like
 
 
-# What a key may be follows from its annotation in `Plan`; numbers go from 0 to a million but for these.
+# What a key takes follows from its annotation in `Plan`. Numbers go from 0 to a million, except:
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "text"),
     "int": ((int,), "a whole number"),
@@ -143,18 +150,17 @@ _HEADER_KEYS = ("retry_after", "content_type", "content_encoding", "location", "
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """How one answer behaves: the request's ``simulate`` object over the server's defaults. Times are in seconds."""
+    """How one answer behaves: the request's ``simulate`` over the server's defaults.
+
+    Times are in seconds.
+    """
 
     id: str | None = None  # the request's name in the figures (else req-N)
     tokens: int = 200  # of the whole answer
     rate: float = 20  # tokens per second; 0: as fast as the socket takes them
     headers_after: float = 0  # until the response headers; tokens are being made meanwhile
-    silent_after: int | None = (
-        None  # tokens delivered before a silence, in which tokens are being made
-    )
-    silent_for: float | None = (
-        None  # length of that silence, after which the backlog goes out; None: for ever
-    )
+    silent_after: int | None = None  # tokens before a silence; others are being made meanwhile
+    silent_for: float | None = None  # length of the silence; then the backlog goes out. None: ever
     reasoning: int = 0  # first tokens that come as delta.reasoning_content
     status: int | None = None  # refuse with this status (and `raw`, if set, as the body)
     retry_after: str | float | None = None  # a refusal's Retry-After header
@@ -163,9 +169,7 @@ class Plan:
     truncate_after: int | None = None  # tokens, then a clean end without finish_reason and [DONE]
     no_done: bool = False  # end with finish_reason but without [DONE]
     error_after: int | None = None  # tokens, then an error event and a clean end
-    queue: float = (
-        0  # of ": keep-alive" comments (empty lines when not streamed) before tokens are made
-    )
+    queue: float = 0  # of ": keep-alive" (not streamed: empty lines) before any token is made
     queue_interval: float = 1.0  # between two comments
     chunked: bool = True  # False: a body that ends with the connection
     hold_open: float = 0  # between a stream's last event and the end of its body
@@ -205,7 +209,7 @@ class Plan:
         return math.ceil(size / (self.split or size)) if size else 0
 
     def ending(self) -> tuple[int, str]:
-        """Returns after how many tokens the answer ends, and how: "finished" or the key that ends it."""
+        """Returns after how many tokens it ends, and how: "finished" or the key that ends it."""
         if self.status is not None:
             return 0, "status"
         whole = (self.pieces(), "finished")
@@ -243,7 +247,7 @@ def _raw_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-# ---------------------------------------------------------------- one request: its figures and its script
+# ---------------------------------------------------------------- one request: figures and script
 
 
 class Mark(Enum):
@@ -277,7 +281,8 @@ class Request(NamedTuple):
     @property
     def keep_alive(self) -> bool:
         """Whether the client will have the connection again."""
-        return self.http11 and "close" not in self.headers.get("connection", "").lower()
+        wanted = "close" not in self.headers.get("connection", "").lower()
+        return self.http11 and wanted and self.method != "HEAD"  # we would send HEAD a body
 
 
 @dataclasses.dataclass(slots=True)
@@ -306,11 +311,11 @@ class Exchange:
     waits: list[Wait] = dataclasses.field(default_factory=list)
 
     def due_ns(self, token: int) -> int:
-        """Returns when token number `token` (from 0) has been made: counted from the start, so that nothing drifts."""
+        """Returns when `token` (from 0) is made: counted from the start, so nothing drifts."""
         return self.clock_ns + math.ceil(token * self.interval_ns)
 
     def generated(self, now_ns: int) -> int:
-        """Returns how many tokens a model would have made by now, whether or not anybody took them."""
+        """Returns how many tokens a model would have made by now, taken or not."""
         if self.finished:
             return self.tokens
         elapsed_ns = (now_ns if self.closed_ns is None else self.closed_ns) - self.clock_ns
@@ -344,12 +349,15 @@ class Exchange:
     def figure(self, now_ns: int) -> dict[str, object]:
         """Returns what ``GET /requests/ID`` tells.
 
-        closed_by is "client" (FIN), "reset" (the client's RST), "finished", or the key of ``simulate`` that ended it.
+        closed_by is "client" (FIN), "reset" (the client's RST), "finished", or the key of
+        ``simulate`` that ended it.
         """
-        hidden = ("clock_ns", "interval_ns", "ending", "waits")
-        names = [field.name for field in dataclasses.fields(self) if field.name not in hidden]
-        figure = {name: getattr(self, name) for name in names}
+        figure = {key: getattr(self, key) for key in _FIGURE_KEYS}
         return {**figure, "generated": self.generated(now_ns), "open": self.closed_ns is None}
+
+
+_HIDDEN_KEYS = ("clock_ns", "interval_ns", "ending", "waits")
+_FIGURE_KEYS = [key for key in Exchange.__dataclass_fields__ if key not in _HIDDEN_KEYS]
 
 
 class Script:
@@ -367,7 +375,6 @@ class Script:
         # Without a length, HTTP/1.0 knows only bodies that end with the connection (RFC 9112, 6.3).
         self._chunked = plan.chunked and request.http11
         self.keep_alive = request.keep_alive and self._chunked
-        self.single = plan.raw is not None  # pieces must not be joined in one write
         self._completion = {
             "id": f"chatcmpl-{exchange.id}",
             "created": int(time.time()),
@@ -376,7 +383,7 @@ class Script:
         self._open_event = b'data: %b,"choices":[{"index":0,"delta":{' % _dump(self._chunk())[:-1]
 
     def steps(self) -> Iterator[Step]:
-        """Yields the answer in order. A step's instant may depend on when the one before was taken."""
+        """Yields the answer. A step's instant may depend on when the one before was taken."""
         if self._exchange.ending == "status":
             yield from self._refusal()
         elif self._exchange.ending == "reset_after" and self._exchange.tokens == 0:
@@ -391,11 +398,8 @@ class Script:
         kind = "server_error" if (plan.status or 0) >= 500 else "invalid_request_error"
         error = _dump(_error(plan.message, kind=kind, code=str(plan.status)))
         body = error if self._pieces is None else self._pieces
-        yield Step(
-            self._headers_at,
-            self._head("application/json", status=plan.status or 0, length=len(body)),
-            mark=Mark.HEADERS,
-        )
+        head = self._head("application/json", status=plan.status or 0, length=len(body))
+        yield Step(self._headers_at, head, mark=Mark.HEADERS)
         yield Step(self._headers_at, body, mark=Mark.END)
 
     def _streamed(self) -> Iterator[Step]:
@@ -448,7 +452,7 @@ class Script:
             at += _ns(self._plan.queue_interval)
 
     def _at(self, token: int) -> int:
-        """Returns when this token (or what comes instead) goes out; at `silent_after` the silence begins."""
+        """Returns when `token` (or what comes instead) goes out, and begins the silence."""
         if token == self._plan.silent_after:
             begins = max(time.monotonic_ns(), self._exchange.due_ns(max(token - 1, 0)))
             length = self._plan.silent_for
@@ -496,9 +500,8 @@ class Script:
             return b""
         events = [self._open_event + b'},"finish_reason":"stop"}]}\n\n']
         if self._include_usage:
-            events.append(
-                b"data: %b\n\n" % _dump({**self._chunk(), "choices": [], "usage": self._usage()})
-            )
+            chunk = {**self._chunk(), "choices": [], "usage": self._usage()}
+            events.append(b"data: %b\n\n" % _dump(chunk))
         if not self._plan.no_done:
             events.append(b"data: [DONE]\n\n")
         return b"".join(map(self._frame, events))
@@ -525,14 +528,11 @@ class Script:
         return text
 
     def _usage(self) -> dict[str, int]:
-        prompt, completion = (
-            len(str(self._exchange.body.get("messages", "")).split()),
-            self._exchange.tokens,
-        )
+        prompt, made = len(str(self._exchange.body.get("messages")).split()), self._exchange.tokens
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
+            "completion_tokens": made,
+            "total_tokens": prompt + made,
         }
 
 
@@ -553,16 +553,13 @@ def _head(status: int, fields: Mapping[str, object], keep_alive: bool) -> bytes:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = "Simulated"
-    lines = [
-        f"HTTP/1.1 {status} {phrase}",
-        *(f"{name}: {value}" for name, value in fields.items() if value is not None),
-    ]
-    lines.append("Connection: keep-alive" if keep_alive else "Connection: close")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    everything = {**fields, "Connection": "keep-alive" if keep_alive else "close"}
+    lines = [f"{name}: {value}\r\n" for name, value in everything.items() if value is not None]
+    return f"HTTP/1.1 {status} {phrase}\r\n{''.join(lines)}\r\n".encode("latin-1")
 
 
 def take_head(buffer: bytearray) -> Request | None:
-    """Takes a request's line and headers off the front of `buffer`; returns None while they are not whole.
+    """Takes a request's head off the front of `buffer`; returns None while it is not whole.
 
     Raises:
         BadRequest: What came is not HTTP/1, or too much for this server.
@@ -617,7 +614,10 @@ class Phase(Enum):
 
 
 class Connection:
-    """One client's socket: reads requests, plays the steps of the answers. Touched by the loop's thread only."""
+    """One client's socket: reads requests, plays the steps of the answers.
+
+    Touched by the loop's thread only.
+    """
 
     def __init__(self, simulator: Simulator, sock: socket.socket, number: int, peer: int) -> None:
         self.number = number
@@ -626,12 +626,12 @@ class Connection:
         self.exchange: Exchange | None = None
         self.phase = Phase.IDLE
         self.gone_ns: int | None = None
+        self.keep_alive = True
         self._simulator = simulator
         self._sock = sock
         self._fd = sock.fileno()
         self._watched = 0
         self._head: Request | None = None
-        self._keep_alive = True
         self._in = bytearray()
         self._out = bytearray()
         self._queued = 0  # bytes ever put into _out
@@ -645,7 +645,7 @@ class Connection:
         self._wake = self.wake  # bound once: it is pushed for every token
 
     def open(self, context: ssl.SSLContext | None, handshake_delay_ns: int) -> None:
-        """Starts to serve; with `context`, after a TLS handshake that does not begin before the delay has passed."""
+        """Starts to serve; given `context`, with a TLS handshake, begun after the delay."""
         self._simulator.poller.register(self._fd, select.EPOLLRDHUP)
         if context is None:
             self._watch(select.EPOLLIN)
@@ -668,7 +668,7 @@ class Connection:
             self._handshake()
 
     def wake(self) -> None:
-        """The next step is due, unless the timer is stale: a timer is never cancelled, its instant is forgotten."""
+        """The next step is due, unless this timer is stale: none is cancelled, only forgotten."""
         if time.monotonic_ns() < self._armed_ns:
             return
         self._armed_ns = _NEVER
@@ -696,16 +696,10 @@ class Connection:
         self._sock.close()
 
     def play(
-        self,
-        steps: Iterator[Step],
-        exchange: Exchange | None,
-        *,
-        keep_alive: bool,
-        single: bool = False,
+        self, steps: Iterator[Step], exchange: Exchange | None = None, *, single: bool = False
     ) -> None:
-        """Starts an answer; it is sent as its steps fall due."""
+        """Starts an answer; its steps are sent as they fall due, never two at once if `single`."""
         self.exchange, self._single = exchange, single
-        self._keep_alive = keep_alive
         self._steps, self._step = steps, next(steps, None)
         if self.gone_ns is None:
             self._pump()
@@ -713,12 +707,9 @@ class Connection:
     def respond(self, status: int, body: object) -> None:
         """Answers with JSON, at once."""
         data = _dump(body)
-        head = _head(
-            status,
-            {"Content-Type": "application/json", "Content-Length": len(data)},
-            self._keep_alive,
-        )
-        self.play(iter([Step(0, head + data, mark=Mark.END)]), None, keep_alive=self._keep_alive)
+        fields = {"Content-Type": "application/json", "Content-Length": len(data)}
+        head = _head(status, fields, self.keep_alive)
+        self.play(iter([Step(0, head + data, mark=Mark.END)]))
 
     def _watch(self, events: int) -> None:
         if events != self._watched:
@@ -726,7 +717,7 @@ class Connection:
             self._simulator.poller.modify(self._fd, events | select.EPOLLRDHUP)
 
     def _who_hung_up(self) -> str:
-        # A RST that answers our bytes after the client's FIN leaves EPIPE; one out of the blue, ECONNRESET.
+        # A RST out of the blue leaves ECONNRESET; one that answers bytes sent after a FIN, EPIPE.
         with suppress(OSError):
             if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET:
                 return "reset"
@@ -737,10 +728,10 @@ class Connection:
     def _begin_handshake(self, context: ssl.SSLContext) -> None:
         if self.phase is not Phase.HANDSHAKE:
             return
+        wrap = functools.partial(context.wrap_socket, do_handshake_on_connect=False)
         try:
-            self._sock = context.wrap_socket(
-                self._sock, server_side=True, do_handshake_on_connect=False
-            )
+            self._sock.getpeername()  # wrap_socket would lose the descriptor if this fails
+            self._sock = wrap(self._sock, server_side=True)
         except (OSError, ValueError):  # gone in the meantime
             self.close(time.monotonic_ns())
             return
@@ -766,9 +757,8 @@ class Connection:
     def _read(self) -> None:
         try:
             data = self._sock.recv(_READ_SIZE)
-            while (
-                isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()
-            ):  # epoll cannot see these
+            # What OpenSSL has already taken out of the kernel's buffer, epoll cannot see.
+            while isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
                 data += self._sock.recv(_READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
@@ -782,7 +772,7 @@ class Connection:
         self._take_requests()
 
     def _read_last_words(self) -> None:
-        """A request may have come with the FIN in one turn; it is known then, although nobody waits for its answer."""
+        """Takes down a request that came in one turn with the FIN, though nobody waits for it."""
         if self.phase is Phase.HANDSHAKE:
             self._handshake()
         if self.phase is not Phase.IDLE:
@@ -809,10 +799,7 @@ class Connection:
     def _take_request(self) -> Request | None:
         if self._head is None:
             self._head = take_head(self._in)
-            if (
-                self._head is not None
-                and self._head.headers.get("expect", "").lower() == "100-continue"
-            ):
+            if self._head is not None and "expect" in self._head.headers:
                 with suppress(OSError):
                     self._sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         head = self._head
@@ -824,7 +811,7 @@ class Connection:
 
     def _start_answer(self, keep_alive: bool) -> None:
         self.phase = Phase.BUSY
-        self._keep_alive = keep_alive
+        self.keep_alive = keep_alive
         if self.gone_ns is None:
             self._watch(0)
 
@@ -896,7 +883,7 @@ class Connection:
         self._step = None
         if self.exchange is not None:
             self._end_exchange(time.monotonic_ns(), self.exchange.ending)
-        if self._keep_alive:
+        if self.keep_alive:
             self.phase = Phase.IDLE
             self._watch(select.EPOLLIN)
         else:
@@ -914,7 +901,7 @@ class Connection:
         self.close(now_ns)
 
     def _linger(self) -> None:
-        """Ends our side and waits for the client's: closing with unread bytes would reset the answer away."""
+        """Ends our side and waits for the client's: a close with unread bytes would send a RST."""
         self.phase = Phase.LINGER
         self._watch(0)
         with suppress(OSError, ValueError):
@@ -929,7 +916,7 @@ class Connection:
 # ---------------------------------------------------------------- the figures
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Wait:
     """A connection that waits to hear about a request."""
 
@@ -937,7 +924,7 @@ class Wait:
     id: str
     wait: str
     count: int
-    answered: bool = False
+    exchange: Exchange | None = None  # as soon as there is one
 
 
 class Ledger:
@@ -963,7 +950,8 @@ class Ledger:
         self._exchanges[self.requests] = exchange
         self._newest[exchange.id] = exchange
         self._open[id(exchange)] = exchange
-        exchange.waits = self._early.pop(exchange.id, [])
+        for wait in self._early.pop(exchange.id, []):
+            self._attach(wait, exchange)
         oldest = next(iter(self._exchanges))
         if len(self._exchanges) > _KEPT and self._exchanges[oldest].closed_ns is not None:
             self._drop(oldest)
@@ -983,15 +971,12 @@ class Ledger:
         self.tell(exchange)
         if self._say is not None:
             seconds = (now_ns - exchange.started_ns) / _SECOND
-            self._say(
-                f"{exchange.id}: {by} after {seconds:.2f} s, {made} of {exchange.tokens} tokens generated"
-            )
+            tokens = f"{made} of {exchange.tokens} tokens generated"
+            self._say(f"{exchange.id}: {by} after {seconds:.2f} s, {tokens}")
 
     def forget(self) -> int:
         """Drops the closed requests; returns how many."""
-        closed = [
-            number for number, exchange in self._exchanges.items() if exchange.closed_ns is not None
-        ]
+        closed = [number for number, one in self._exchanges.items() if one.closed_ns is not None]
         for number in closed:
             self._drop(number)
         return len(closed)
@@ -1007,33 +992,37 @@ class Ledger:
         if exchange is None:
             self._early.setdefault(wait.id, []).append(wait)
         else:
-            exchange.waits.append(wait)
+            self._attach(wait, exchange)
             self.tell(exchange)
+
+    def _attach(self, wait: Wait, exchange: Exchange) -> None:
+        wait.exchange = exchange
+        exchange.waits.append(wait)
 
     def tell(self, exchange: Exchange) -> None:
         """Answers those who waited for what has now come true."""
-        reached = [wait for wait in exchange.waits if exchange.reached(wait.wait, wait.count)]
-        for wait in reached:
-            exchange.waits.remove(wait)
+        for wait in [wait for wait in exchange.waits if exchange.reached(wait.wait, wait.count)]:
             self.answer(wait)
 
     def answer(self, wait: Wait) -> None:
         """Answers with the figure as it is. Idempotent."""
-        early = self._early.get(wait.id, [])
-        if wait in early:
-            early.remove(wait)
-        if not wait.answered and wait.connection.phase is Phase.BUSY:
-            wait.answered = True
-            wait.connection.respond(*self.one(wait.id))
+        waits = self._early.get(wait.id, []) if wait.exchange is None else wait.exchange.waits
+        if wait not in waits:
+            return
+        waits.remove(wait)
+        if wait.exchange is None and not waits:
+            del self._early[wait.id]
+        if wait.connection.phase is Phase.BUSY:  # else it has gone
+            wait.connection.respond(*self._told(wait.id, wait.exchange))
 
     def one(self, name: str) -> tuple[int, dict[str, object]]:
         """Returns status and body for one request."""
-        exchange = self._newest.get(name)
-        if exchange is None:
-            return 404, _error(
-                f"No request {name!r} is known.", kind="invalid_request_error", param="id"
-            )
-        return 200, exchange.figure(time.monotonic_ns())
+        return self._told(name, self._newest.get(name))
+
+    def _told(self, name: str, exchange: Exchange | None) -> tuple[int, dict[str, object]]:
+        if exchange is not None:
+            return 200, exchange.figure(time.monotonic_ns())
+        return 404, BadRequest(f"No request {name!r} is known.", param="id").to_json()
 
     def all(self) -> list[dict[str, object]]:
         """Returns every figure, oldest first."""
@@ -1046,9 +1035,8 @@ class Ledger:
         return {
             "requests": self.requests,
             "generating": len(running),
-            "generated": self._closed_generated
-            + sum(exchange.generated(now_ns) for exchange in running),
-            "delivered": self._closed_delivered + sum(exchange.delivered for exchange in running),
+            "generated": self._closed_generated + sum(one.generated(now_ns) for one in running),
+            "delivered": self._closed_delivered + sum(one.delivered for one in running),
         }
 
 
@@ -1056,9 +1044,9 @@ class Ledger:
 
 
 class Simulator:
-    """The provider. It listens from construction on and serves in `start`'s thread or in `serve_forever`.
+    """The provider. Listens from construction on; serves in a thread of its own (`start`) or yours.
 
-    `start`, `close` and the properties are safe from any thread; all else belongs to the loop's thread.
+    `start`, `close` and the properties are safe from any thread; the rest is the loop's thread's.
 
     Args:
         host: Address to listen on.
@@ -1067,11 +1055,11 @@ class Simulator:
         keyfile: PEM file, unless the key is in `certfile`.
         handshake_delay: Seconds for which a TLS connection is accepted but not answered.
         defaults: Values for keys of ``simulate`` that a request leaves out, see `Plan`.
-        say: Takes one line of text for every request that has ended, in the loop's thread; must not block.
+        say: Takes a line of text for every request that has ended; must not block.
 
     Raises:
-        ValueError: A default is unknown or out of range.
-        OSError: The address is in use, or the certificate cannot be read.
+        ValueError: A default is unknown or out of range, or the certificate cannot be read.
+        OSError: It cannot listen there, for instance because the port is in use.
     """
 
     def __init__(
@@ -1087,12 +1075,14 @@ class Simulator:
     ) -> None:
         self._defaults = dict(defaults or {})
         Plan.parse(self._defaults)
-        self._context = _tls_context(certfile, keyfile) if certfile else None
+        self._context = _tls_context(certfile, keyfile)
         self._handshake_delay_ns = _ns(handshake_delay)
         self._host = host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self._listener.setblocking(False)
+        # On Linux the sockets it accepts inherit this: an event must not wait for another's ACK.
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._port: int = self._listener.getsockname()[1]
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.poller = select.epoll()
@@ -1113,7 +1103,7 @@ class Simulator:
         self._loop_ident: int | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
-        # Guards _running and _wake_fd. Reentrant, as a signal handler may call close() while this thread holds it.
+        # Guards _running and _wake_fd. Reentrant: a signal handler's close() may find it held.
         self._lock = threading.RLock()
 
     @property
@@ -1151,8 +1141,8 @@ class Simulator:
     def serve_forever(self) -> None:
         """Serves in the calling thread until `close` is called."""
         with self._lock:
+            self._loop_ident = threading.get_ident()
             self._running = True
-        self._loop_ident = threading.get_ident()
         try:
             while not self._closing:
                 self._turn()
@@ -1160,17 +1150,17 @@ class Simulator:
             self._dispose()
 
     def close(self) -> None:
-        """Ends the loop, closes every socket, and waits until that is done. Safe from any thread. Idempotent.
+        """Ends the loop, closes every socket, waits for both. Safe from any thread. Idempotent.
 
         From a signal handler in the loop's own thread it only asks the loop to end.
         """
         with self._lock:
             self._closing = True
-            if not self._ended.is_set():
+            with suppress(OSError):  # closed already
                 os.eventfd_write(self._wake_fd, 1)
             if not self._running:
                 self._dispose()
-        if threading.get_ident() == self._loop_ident and not self._ended.is_set():
+        if threading.get_ident() == self._loop_ident:
             return
         self._ended.wait()
         if self._thread is not None:
@@ -1186,6 +1176,7 @@ class Simulator:
             self._listener.close()
             self.poller.close()
             os.close(self._wake_fd)
+            self._wake_fd = -1
             self._timers.clear()
             self._ended.set()
 
@@ -1193,9 +1184,7 @@ class Simulator:
 
     def _turn(self) -> None:
         events = self.poller.poll(self._timeout_s(), _MAX_EVENTS)
-        now_ns = (
-            time.monotonic_ns()
-        )  # one stamp, before anything else is done, for all that have gone
+        now_ns = time.monotonic_ns()  # before anything else: one stamp for all that have gone
         for fd, mask in events:
             if mask & _GONE and (connection := self._connections.get(fd)) is not None:
                 self._guard(connection, functools.partial(connection.hang_up, now_ns))
@@ -1242,7 +1231,7 @@ class Simulator:
     def call_at(
         self, when_ns: int, connection: Connection | None, call: Callable[[], None]
     ) -> None:
-        """Has `call` called at an instant. It cannot be cancelled, so `call` must bear to be called in vain."""
+        """Has `call` called at an instant. It is never cancelled: `call` must bear being late."""
         heappush(self._timers, (when_ns, next(self._timer_numbers), connection, call))
 
     def _accept(self) -> None:
@@ -1259,21 +1248,20 @@ class Simulator:
             self._admit(sock, address[1])
 
     def _pause_accepting(self) -> None:
-        # The listener stays readable while descriptors are short: without a pause the loop would spin.
+        # The listener stays readable while descriptors are short: the loop would spin.
         self.poller.modify(self._listener, 0)
         resume_ns = time.monotonic_ns() + _ACCEPT_PAUSE_NS
         self.call_at(resume_ns, None, lambda: self.poller.modify(self._listener, select.EPOLLIN))
 
     def _admit(self, sock: socket.socket, peer: int) -> None:
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._accepted += 1
         connection = Connection(self, sock, self._accepted, peer)
         self._connections[sock.fileno()] = connection
         self._guard(connection, lambda: connection.open(self._context, self._handshake_delay_ns))
 
     def forget(self, connection: Connection, fd: int, now_ns: int) -> None:
-        """Takes a connection that is about to be closed out of the books. Its phase is still the last it was in."""
+        """Takes a connection out of the books. It is about to close and still in its last phase."""
         del self._connections[fd]
         self._ready.pop(fd, None)
         with suppress(OSError):
@@ -1303,16 +1291,13 @@ class Simulator:
         plan = Plan.parse({**self._defaults, **values})
         exchange = self._exchange(connection, request, path, body, plan)
         if not exchange.stream and exchange.tokens * (plan.pad + 8) > _WHOLE_LIMIT:
-            raise BadRequest(
-                "simulate.tokens is too many for an answer in one piece.", param="simulate.tokens"
-            )
+            raise _bad_key("tokens", "is too much for an answer in one piece")
         options = body.get("stream_options")
         usage = isinstance(options, dict) and options.get("include_usage") is True
         script = Script(plan, request, exchange, usage)
         self.ledger.add(exchange)
-        connection.play(
-            script.steps(), exchange, keep_alive=script.keep_alive, single=script.single
-        )
+        connection.keep_alive = script.keep_alive
+        connection.play(script.steps(), exchange, single=plan.raw is not None)
 
     def _exchange(
         self,
@@ -1324,10 +1309,9 @@ class Simulator:
     ) -> Exchange:
         name = plan.id if plan.id is not None else f"req-{self.ledger.requests + 1}"
         tokens, ending = plan.ending()
-        headers = {
-            key: "present" if key == "authorization" else value
-            for key, value in request.headers.items()
-        }
+        headers = {**request.headers}
+        if "authorization" in headers:
+            headers["authorization"] = "present"
         now_ns = connection.gone_ns or time.monotonic_ns()
         return Exchange(
             id=name,
@@ -1376,18 +1360,15 @@ class Simulator:
             raise BadRequest(f"wait must be one of {', '.join(_WAITS)}", param="wait")
         count, timeout = _number(fields, "count", 1), _number(fields, "timeout", _WAIT_S)
         wait = Wait(connection, name, fields["wait"], math.ceil(count))
-        self.call_at(
-            time.monotonic_ns() + _ns(timeout), connection, lambda: self.ledger.answer(wait)
-        )
+        deadline_ns = time.monotonic_ns() + _ns(timeout)
+        self.call_at(deadline_ns, connection, lambda: self.ledger.answer(wait))
         self.ledger.wait(wait)
 
     def _stats(self) -> dict[str, object]:
-        chatting = [
-            connection for connection in self._connections.values() if not connection.figures_only
-        ]
+        is_chat = [not connection.figures_only for connection in self._connections.values()]
         return {
             **self.ledger.stats(),
-            "connections_open": len(chatting),
+            "connections_open": sum(is_chat),
             "connections_total": self._accepted - self._figure_connections,
             "handshakes_aborted": self._handshakes_aborted,
             "last_connection_closed_ns": self._last_closed_ns,
@@ -1396,9 +1377,17 @@ class Simulator:
         }
 
 
-def _tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
+def _tls_context(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:
+    if certfile is None:
+        if keyfile is not None:
+            raise ValueError("keyfile needs a certfile")
+        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certfile, keyfile)
+    try:
+        context.load_cert_chain(certfile, keyfile)
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"certfile or keyfile cannot be read: {why}") from error
     return context
 
 
@@ -1406,7 +1395,7 @@ def _parse_chat(data: bytes) -> tuple[dict[str, object], dict[str, object]]:
     """Returns the body without ``simulate``, and ``simulate``."""
     try:
         body = json.loads(data)
-        # What could not be written again (NaN, a thousand nested lists) would spoil /requests; hence the four levels more.
+        # What cannot be written again (NaN, too deep a nest) would spoil the answer to /requests.
         json.dumps([[[[body]]]], allow_nan=False)
     except (ValueError, RecursionError):
         raise BadRequest("The body is not valid JSON.") from None
@@ -1445,44 +1434,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m chatstream.simulator", description="A provider to try and test with."
     )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--port", type=int, default=9911, help="0 takes a free one (default: %(default)s)"
-    )
-    parser.add_argument("--rate", type=float, help="tokens per second (default: 20)")
-    parser.add_argument("--tokens", type=int, help="tokens of an answer (default: 200)")
-    parser.add_argument(
-        "--set",
-        type=_setting,
-        action="append",
-        default=[],
-        metavar="KEY=JSON",
-        help="a default of simulate",
-    )
-    parser.add_argument("--certfile", help="PEM file; turns TLS on")
-    parser.add_argument("--keyfile", help="PEM file, unless the key is in --certfile")
-    parser.add_argument(
-        "--handshake-delay",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="before a TLS handshake",
-    )
-    parser.add_argument(
-        "--quiet", action="store_true", help="print no line for every request that has ended"
-    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=9911, help="0 takes a free one (default: %(default)s)")
+    add("--rate", type=float, help="tokens per second (default: 20)")
+    add("--tokens", type=int, help="tokens of an answer (default: 200)")
+    add("--set", type=_setting, action="append", default=[], metavar="KEY=JSON",
+        help="a default of simulate, such as silent_after=10")  # fmt: skip
+    add("--certfile", help="PEM file; turns TLS on")
+    add("--keyfile", help="PEM file, unless the key is in --certfile")
+    add("--handshake-delay", type=float, default=0, metavar="SECONDS", help="before TLS begins")
+    add("--quiet", action="store_true", help="no line for every request that has ended")
     return parser
 
 
 def _say(line: str) -> None:
-    # A pipe that nobody empties must not stop the clock: then the line is dropped (pipe(7): writable means PIPE_BUF bytes).
+    # A pipe that nobody empties must not stop the clock, so the line is dropped if it would block.
+    # A writable pipe takes PIPE_BUF bytes at once (pipe(7)).
+    data = f"chatstream simulator: {line}\n".encode("utf-8", "replace")[: select.PIPE_BUF]
     with suppress(OSError, ValueError):
         if select.select([], [1], [], 0)[1]:
-            os.write(
-                1, f"chatstream simulator: {line}\n".encode("utf-8", "replace")[: select.PIPE_BUF]
-            )
+            os.write(1, data)
 
 
 def _raise_file_limit() -> None:
@@ -1491,14 +1463,10 @@ def _raise_file_limit() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 after SIGTERM or SIGINT, 2 if it cannot serve."""
+    """Runs the command; returns 0 after SIGTERM or SIGINT, 2 if it cannot serve."""
     parser = _parser()
     options = parser.parse_args(argv)
-    given = {"rate": options.rate, "tokens": options.tokens}
-    defaults = {
-        **{key: value for key, value in given.items() if value is not None},
-        **dict(options.set),
-    }
+    given = {"rate": options.rate, "tokens": options.tokens, **dict(options.set)}
     _raise_file_limit()
     try:
         simulator = Simulator(
@@ -1507,7 +1475,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             certfile=options.certfile,
             keyfile=options.keyfile,
             handshake_delay=options.handshake_delay,
-            defaults=defaults,
+            defaults={key: value for key, value in given.items() if value is not None},
             say=None if options.quiet else _say,
         )
     except (OSError, ValueError, OverflowError) as error:
@@ -1523,15 +1491,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(error: Exception, options: argparse.Namespace) -> str:
     if not isinstance(error, OSError):
         return str(error)
+    address = f"{options.host}:{options.port}"
     if error.errno == errno.EADDRINUSE:
-        return f"port {options.port} on {options.host} is in use; stop the other program or choose another --port"
-    if (
-        isinstance(error, ssl.SSLError)
-        or error.filename is not None
-        or isinstance(error, FileNotFoundError)
-    ):
-        return f"the certificate cannot be read ({error.strerror or error}); check --certfile and --keyfile"
-    return f"cannot listen on {options.host}:{options.port}: {error.strerror or error}"
+        return f"{address} is in use; stop the other program or choose another --port"
+    return f"cannot listen on {address}: {error.strerror or error}"
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Upstream:
         self._url = settings.upstream_url
         self._key = settings.api_key
         self._timeout = (settings.upstream_connect_timeout, settings.upstream_headers_timeout)
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.auth = _Bearer(self._key)
         adapter = _Adapter(max_streams, call_later)
@@ -140,7 +140,6 @@ class Upstream:
                     "User-Agent": "chatstream",
                 },
                 stream=True,
-                allow_redirects=False,
                 timeout=self._timeout,
             )
         finally:
@@ -189,6 +188,13 @@ class Upstream:
         if self._key:
             message = message.replace(self._key, "[key]")
         return message.encode(errors="replace").decode()[:_MESSAGE]
+
+
+class _Session(requests.Session):
+    """Follows no redirect: the key would travel. `allow_redirects` would still read the body."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
 
 
 class SocketBody:

@@ -54,12 +54,10 @@ class Client:
         headers = dict(line.split(": ", 1) for line in rest)
         return int(first.split()[1]), {key.lower(): value for key, value in headers.items()}
 
-    def until(self, text: bytes) -> bytes:
-        """What has come, up to and with `text`; as on the wire."""
+    def until(self, text: bytes) -> None:
+        """Waits for `text`; takes nothing away."""
         while text not in self._buffer:
             self._more()
-        head, _, self._buffer = self._buffer.partition(text)
-        return head + text
 
     def body(self) -> bytes:
         """The rest of a chunked body. Fails if it does not end as it should."""
@@ -71,6 +69,13 @@ class Client:
                 raise EOFError(f"the body broke off after {body[-200:]!r}")
             body += chunked.feed(data)
         return body
+
+    def exactly(self, length: int) -> bytes:
+        """The next `length` bytes."""
+        while len(self._buffer) < length:
+            self._more()
+        data, self._buffer = self._buffer[:length], self._buffer[length:]
+        return data
 
     def to_the_end(self) -> bytes:
         """Everything until the server closes."""

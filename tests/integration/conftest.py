@@ -109,6 +109,7 @@ def rigs(
 ) -> Iterator[Callable[..., Rig]]:
     """`rigs(kind, worker_class, **environ)`: a server, shared by the tests that ask alike."""
     made: dict[object, Rig] = {}
+    servers: list[Server] = []
     with contextlib.ExitStack() as stack:
 
         def closing(thing):  # type: ignore[no-untyped-def]
@@ -146,11 +147,14 @@ def rigs(
                 **environ,
             )
             stack.callback(server.stop)
+            servers.append(server)
             made_rig = Rig(server, provider, extra)
             made_rig.warm_up(answers=provider is not None)
             return made_rig
 
         yield rig
+        for server in servers:
+            server.terminate()  # all at once; `stop` then waits for each
 
 
 @pytest.fixture(params=["gthread", "gevent"])

@@ -87,6 +87,7 @@ class Server:
             "gunicorn.conf.py",
         ]
         self._log = log
+        self._terminated = False
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *command, *options, *([app] if app else [])],
@@ -158,8 +159,14 @@ class Server:
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.worker}/fd"))
 
+    def terminate(self) -> None:
+        """Asks the server to end. Idempotent: gunicorn ends at the first SIGTERM."""
+        if not self._terminated:
+            self._terminated = True
+            self._process.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
+        self.terminate()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
