@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 from typing import Any
 
@@ -14,13 +15,20 @@ class Client:
     """One connection that posts one chat. Reads only when told to."""
 
     def __init__(
-        self, port: int, *, receive_buffer: int | None = None, timeout: float = 20
+        self,
+        port: int,
+        *,
+        receive_buffer: int | None = None,
+        timeout: float = 20,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.sock = socket.socket()
         if receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(timeout)
         self.sock.connect(("127.0.0.1", port))
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
         self.port: int = self.sock.getsockname()[1]
         self._buffer = b""
 

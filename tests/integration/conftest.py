@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -53,7 +54,7 @@ class Rig:
         self.clients: list[Client] = []
         self._baseline = 0
 
-    def client(self, **options: int) -> Client:
+    def client(self, **options: Any) -> Client:
         client = Client(self.server.port, **options)
         self.clients.append(client)
         return client

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -31,8 +32,6 @@ class Provider:
         self.scheme = "https" if options.get("certfile") else "http"
         self._context = None
         if self.scheme == "https":
-            import ssl
-
             self._context = ssl._create_unverified_context()
 
     @property
@@ -71,6 +70,7 @@ class Server:
         app: str = "tests.integration.app:app",
         command: list[str] | None = None,
         ready: str = r"Listening at: https?://127\.0\.0\.1:(\d+)",
+        tls: ssl.SSLContext | None = None,
         **environ: str,
     ) -> None:
         inherited = {
@@ -87,6 +87,7 @@ class Server:
             "gunicorn.conf.py",
         ]
         self._log = log
+        self._tls = tls
         self._terminated = False
         with log.open("w") as output:
             self._process = subprocess.Popen(
@@ -118,7 +119,11 @@ class Server:
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, bytes]:
         """One request over a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection: http.client.HTTPConnection
+        if self._tls is not None:
+            connection = http.client.HTTPSConnection("localhost", self.port, context=self._tls)
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         with contextlib.closing(connection):
             connection.request(
                 method, path, body, {k.replace("_", "-"): v for k, v in headers.items()}

@@ -1,0 +1,199 @@
+"""Other servers, foreign configurations, and what start-up says."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import eventually
+from tests.integration.client import Client
+from tests.integration.conftest import Certificate, Rig
+from tests.integration.processes import Provider, Server
+
+FAR = "3600"  # pings that cannot be what notices
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with contextlib.closing(Provider()) as provider:
+        yield provider
+
+
+@contextlib.contextmanager
+def serving(log: Path, provider: Provider, *options: str, **more: object) -> Iterator[Rig]:
+    server = Server(log, *options, CHATSTREAM_UPSTREAM_URL=provider.url, **more)  # type: ignore[arg-type]
+    rig = Rig(server, provider)
+    try:
+        yield rig
+    finally:
+        for client in rig.clients:
+            client.close()
+        server.stop()
+
+
+def silent(rig: Rig, session: str) -> Client:
+    client = rig.client()
+    client.post(session, simulate={"id": session, "silent_after": 2, "rate": 100})
+    client.until(b'"content"')
+    rig.provider.request(session, "delivered", count=2)
+    return client
+
+
+def assert_whole_answers(rig: Rig) -> None:
+    client = rig.client().post("whole", simulate={"tokens": 3, "rate": 100})
+    client.until(b"data: [DONE]")
+    client.close()
+    assert "completed" in rig.server.ending_of("whole")
+
+
+def assert_a_close_stops(rig: Rig) -> None:
+    client = silent(rig, "closed")
+    client.close()
+    assert rig.provider.request("closed", "closed")["closed_by"] == "client"
+    assert "cause=client" in rig.server.ending_of("closed")
+    assert "Traceback" not in rig.server.log()
+
+
+def assert_a_cancel_stops(rig: Rig) -> None:
+    silent(rig, "cancelled")
+    assert rig.server.cancel("cancelled")[0] == 200
+    assert rig.provider.request("cancelled", "closed")["closed_by"] == "client"
+    assert "cause=cancel" in rig.server.ending_of("cancelled")
+
+
+FLASK = ["flask", "--app", "tests.integration.app", "run", "--port", "0"]
+WAITRESS = ["waitress", "--listen=127.0.0.1:0", "--threads=8"]
+FOREIGN = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", "/dev/null"]
+
+
+def test_flask_run(log_file: Path, provider: Provider) -> None:
+    """werkzeug's server shows its socket: everything works."""
+    ready = r"Running on http://127\.0\.0\.1:(\d+)"
+    clocks = {"CHATSTREAM_PING_INTERVAL": FAR}
+    with serving(log_file, provider, command=FLASK, app="", ready=ready, **clocks) as rig:
+        assert_whole_answers(rig)
+        assert_a_close_stops(rig)
+        assert_a_cancel_stops(rig)
+
+
+def test_waitress(log_file: Path, provider: Provider) -> None:
+    """waitress shows no socket: a cancel stops at once, a close is found by the pings."""
+    ready = r"Serving on http://127\.0\.0\.1:(\d+)"
+    clocks = {"CHATSTREAM_PING_INTERVAL": "0.2"}
+    with serving(log_file, provider, command=WAITRESS, ready=ready, **clocks) as rig:
+        assert_whole_answers(rig)
+        assert_a_cancel_stops(rig)
+        assert_a_close_stops(rig)
+
+
+@pytest.mark.parametrize("scene", ["headers", "silent"])
+def test_a_middleware_that_hides_the_socket(log_file: Path, provider: Provider, scene: str) -> None:
+    """Case 18: the pings still find out, also before the provider's headers."""
+    clocks = {"CHATSTREAM_PING_INTERVAL": "0.2"}
+    with serving(log_file, provider, app="tests.integration.app:hidden", **clocks) as rig:
+        if scene == "silent":
+            assert_a_close_stops(rig)
+        else:
+            client = rig.client().post("early", simulate={"id": "early", "headers_after": 60})
+            rig.provider.request("early")
+            client.close()
+            assert rig.provider.request("early", "closed")["closed_by"] == "client"
+
+
+def test_the_sync_worker(log_file: Path, provider: Provider) -> None:
+    """It serves, a close stops, and the log says what it cannot do."""
+    options = ["--worker-class", "sync"]
+    with serving(log_file, provider, *options, command=FOREIGN) as rig:
+        assert_whole_answers(rig)
+        assert_a_close_stops(rig)
+        assert "sync worker serves one stream at a time" in rig.server.log()
+
+
+def test_a_foreign_gthread(log_file: Path, provider: Provider) -> None:
+    """A configuration that knows nothing of chatstream: three slots, and a line about them."""
+    options = ["--worker-class", "gthread", "--threads", "8"]
+    with serving(log_file, provider, *options, command=FOREIGN) as rig:
+        assert_a_close_stops(rig)
+        assert_a_cancel_stops(rig)
+        for number in range(3):
+            silent(rig, f"slot-{number}")
+        status, _ = rig.client().post("slot-4").head()
+        assert status == 503
+        assert rig.server.log().count("3 streams at a time") == 1
+
+
+@pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
+def test_preload_app(log_file: Path, provider: Provider, worker_class: str) -> None:
+    """Case 36: the app is imported before the fork; threads and connections come after it."""
+    options = ["--worker-class", worker_class, "--threads", "8", "--preload"]
+    clocks = {"CHATSTREAM_PING_INTERVAL": FAR}
+    with serving(log_file, provider, *options, command=FOREIGN, **clocks) as rig:
+        assert_whole_answers(rig)
+        assert_a_close_stops(rig)
+        assert_a_cancel_stops(rig)
+        assert len(list(Path(f"/proc/{rig.server.pid}/task").iterdir())) == 1
+
+
+@pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
+def test_tls_towards_the_client(
+    log_file: Path, provider: Provider, certificate: Certificate, worker_class: str
+) -> None:
+    """A client behind gunicorn's own TLS is watched just the same."""
+    options = ["--certfile", certificate.cert, "--worker-class", worker_class]
+    clocks = {"CHATSTREAM_PING_INTERVAL": FAR, "CHATSTREAM_WORKER_CLASS": worker_class}
+    trust = ssl.create_default_context(cafile=certificate.authority)
+    with serving(log_file, provider, *options, tls=trust, **clocks) as rig:
+        for session, leave in (("fin", Client.close), ("rst", Client.reset)):
+            client = rig.client(tls=trust)
+            client.post(session, simulate={"id": session, "silent_after": 2, "rate": 100})
+            client.until(b'"content"')
+            leave(client)
+            assert rig.provider.request(session, "closed")["closed_by"] == "client"
+            assert "cause=client" in rig.server.ending_of(session)
+        assert "Traceback" not in rig.server.log()
+
+
+def fails_to_start(log: Path, **environ: str) -> str:
+    with pytest.raises(RuntimeError):
+        Server(log, app="wsgi:app", **environ)
+    return log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("CHATSTREAM_PING_INTERVAL", "soon", "CHATSTREAM_PING_INTERVAL must be a number"),
+        ("CHATSTREAM_UPSTREAM_URL", "api.deepseek.com", "CHATSTREAM_UPSTREAM_URL must be an http"),
+        ("CHATSTREAM_WORKER_CLASS", "sync", "CHATSTREAM_WORKER_CLASS must be gthread or gevent"),
+        ("CHATSTREAM_THREADS", "4", "CHATSTREAM_THREADS must be at least 5"),
+    ],
+)
+def test_a_wrong_setting_stops_start_up(
+    log_file: Path, key: str, value: str, sentence: str
+) -> None:
+    """With a sentence that names the key, and no traceback."""
+    log = fails_to_start(log_file, **{key: value})
+    assert sentence in log
+    assert "Traceback" not in log
+
+
+def test_more_than_one_worker_is_warned_of(log_file: Path, provider: Provider) -> None:
+    """Until a stop crosses workers, start-up says that it does not."""
+    with serving(log_file, provider, WEB_CONCURRENCY="2") as rig:
+        assert rig.server.log().count("2 workers: a cancel stops a stream only if") == 1
+
+
+def test_a_killed_worker_closes_its_connections(log_file: Path, provider: Provider) -> None:
+    """What cannot clean up is cleaned up by the kernel: the provider sees the close."""
+    import os
+    import signal
+
+    with serving(log_file, provider) as rig:
+        silent(rig, "killed")
+        os.kill(rig.server.worker, signal.SIGKILL)
+        assert rig.provider.request("killed", "closed")["closed_by"] in ("client", "reset")
+        eventually(lambda: rig.server._answers(), "a new worker")
