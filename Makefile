@@ -1,0 +1,41 @@
+# make demo | test | lint | bench | run: each sets up what it needs, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo run test lint bench clean
+
+demo: .venv/.run  ## the built-in provider and gunicorn, and what to type
+	@$(BIN)/python examples/demo.py
+
+run: .venv/.run  ## the real provider
+	@if [ -z "$$CHATSTREAM_API_KEY$$DEEPSEEK_API_KEY$$CHATSTREAM_UPSTREAM_URL" ]; then \
+		echo "Set DEEPSEEK_API_KEY to your DeepSeek key (or CHATSTREAM_UPSTREAM_URL and CHATSTREAM_API_KEY for another provider), then: make run" >&2; \
+		exit 2; \
+	fi
+	@$(BIN)/gunicorn wsgi:app
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.dev  ## figures, and bench/RESULTS.md
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+
+.venv/.run: .venv/bin/python pyproject.toml requirements.txt
+	$(BIN)/pip install --quiet --requirement requirements.txt --editable .
+	@touch $@
+
+.venv/.dev: .venv/.run pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	@touch $@

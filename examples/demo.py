@@ -1,0 +1,100 @@
+"""Starts the built-in provider and gunicorn, and prints what to type. Ctrl-C ends both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GUIDE = """
+chatstream is running, with a provider that needs no key. In another terminal:
+
+  1. stream an answer (two thousand words, twenty a second):
+     curl -N {chat}/stream -H 'Content-Type: application/json' -d '{body}'
+
+  2. stop it (or press Ctrl-C in the first terminal: a client that leaves is a stop too):
+     curl -X POST {chat}/cancel/demo
+
+  3. see that the provider stopped generating ("generated", "closed_by"):
+     curl {provider}/requests/demo
+
+Ctrl-C here ends both servers. What they log:
+"""
+
+BODY = (
+    '{"sessionId": "demo", "messages": [{"role": "user", "content": "Tell me a story."}],'
+    ' "simulate": {"id": "demo", "tokens": 2000}}'
+)
+
+
+def free_port(wanted: int) -> int:
+    """`wanted`, or another one where that is taken."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", wanted))
+        except OSError:
+            sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def start(*command: str, ready: str, **environ: str) -> tuple[subprocess.Popen[str], str]:
+    """Starts `python -m command`; returns it and the address it says it listens at."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if match := re.search(ready, line):
+            return process, match[1]
+    sys.exit(f"{command[0]} did not start:\n{seen}")
+
+
+def main() -> None:
+    provider, origin = start(
+        "chatstream.simulator", "--port", "0", ready=r"listening on (http://[^/]+)"
+    )
+    with ending(provider):
+        service, address = start(
+            "gunicorn",
+            "wsgi:app",
+            ready=r"Listening at: (\S+)",
+            CHATSTREAM_UPSTREAM_URL=f"{origin}/v1/chat/completions",
+            CHATSTREAM_API_KEY="no-key-needed",
+            CHATSTREAM_BIND=f"127.0.0.1:{free_port(8000)}",
+            PYTHONUNBUFFERED="1",
+        )
+        with ending(service), contextlib.suppress(KeyboardInterrupt):
+            print(GUIDE.format(chat=f"{address}/api/chat", provider=origin, body=BODY), flush=True)
+            assert service.stdout is not None
+            for line in service.stdout:
+                print("  " + line, end="", flush=True)
+
+
+@contextlib.contextmanager
+def ending(process: subprocess.Popen[str]):  # type: ignore[no-untyped-def]
+    """Ends exactly this process."""
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(40)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    main()
