@@ -71,7 +71,7 @@ _PHASES = {
     "headers awaited": _Phase(20, {"headers_after": 600}),
     "chatty body": _Phase(100, {}, taken=3),
     "silent body": _Phase(20, {"silent_after": 3}, taken=3),
-    "blocked": _Phase(1000, {"pad": 16384}, blocked=True),
+    "blocked": _Phase(50, {"pad": 400_000}, blocked=True),
 }
 
 
@@ -144,9 +144,8 @@ class _Stops:
         self._number += 1
         name = f"victim-{self._number}"
         simulate = {**TALKING, "id": name, "rate": phase.rate, **phase.simulate}
-        direct = "no relay" in way
         address, path = self._place.relay, STREAM
-        if direct:
+        if "no relay" in way:
             address, path = self._place.simulator, DIRECT
         client = Connection(address, receive_buffer=4096 if phase.blocked else 0)
         client.send(chat(path, simulate, sessionId=name))
@@ -159,10 +158,10 @@ class _Stops:
         # Blocked: the provider has tokens to send and its kernel takes none, so the relay reads
         # none: it waits for us.
         while phase.blocked and (
-            figure["delivered"] != before or figure["generated"] - before < 100
+            figure["delivered"] != before or figure["generated"] - before < 10
         ):
             before = figure["delivered"]
-            time.sleep(0.05)
+            time.sleep(0.2)
             figure = self._figures.get(f"/requests/{name}")
 
     def _stop(
@@ -172,13 +171,14 @@ class _Stops:
         asked = time.monotonic_ns()
         if way.startswith("close"):
             client.close()
-        elif way == "cancel":
-            status, _ = cancels.ask(cancel)
         else:
-            fresh = Connection(self._place.relay)
-            status, _ = fresh.ask(cancel)
+            if way.endswith("fresh connection"):
+                cancels = Connection(self._place.relay)
+            status, _ = cancels.ask(cancel)
         answered = time.monotonic_ns()
         figure = self._figures.get(f"/requests/{name}?wait=closed&timeout=5")
+        if way.endswith("fresh connection"):
+            cancels.close()
         closed = figure["closed_ns"]
         if closed is None or closed < asked or status != 200:
             return _Stop(asked, answered, None, 0)  # still open, or something else ended it
@@ -273,7 +273,8 @@ def idle(worker: str, sizes: Sizes) -> Iterator[Row]:
         time.sleep(1)
         began, before = time.monotonic(), context_switches(place.worker_pid)
         time.sleep(sizes.seconds)
-        switches = context_switches(place.worker_pid) - before
+        after = context_switches(place.worker_pid)
+        switches = sum(count - before.get(tid, 0) for tid, count in after.items())
         rate = switches / (time.monotonic() - began)
         events()
     yield Row(

@@ -93,8 +93,8 @@ def load(
 @contextlib.contextmanager
 def _python(
     module: list[str], settings: dict[str, str] | None = None, **popen: Any
-) -> Iterator[subprocess.Popen[Any]]:
-    """Runs a module in the repository's root, without what could change how it behaves."""
+) -> Iterator[Any]:
+    """A Popen of a module, in the repository's root, without what could change how it behaves."""
     unwanted = ("CHATSTREAM_", "GUNICORN_", "DEEPSEEK_", "WEB_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     environ = {key: value for key, value in kept.items() if not key.lower().endswith("_proxy")}
@@ -147,7 +147,11 @@ def memory_kb(pid: int) -> int:
     return int(_proc(f"{pid}/smaps_rollup").partition("\nPss:")[2].split()[0])
 
 
-def context_switches(pid: int) -> int:
-    """Times a thread of the process went to sleep."""
-    statuses = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status"))
-    return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in statuses)
+def context_switches(pid: int) -> dict[str, int]:
+    """Times that each thread of the process went to sleep."""
+    counts = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that ends meanwhile
+            text = (task / "status").read_text()
+            counts[task.name] = int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return counts

@@ -15,6 +15,10 @@ with `__cause__` kept.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 
 class ChatStreamError(Exception):
     """Base of everything chatstream raises."""
@@ -87,3 +91,19 @@ class UpstreamError(StreamError):
     code = "upstream_error"
     status = 502
     type = "upstream_error"
+
+
+def out_of_descriptors(error: BaseException) -> bool:
+    """Whether `error` says that the process, or the machine, has no descriptor left."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+@contextlib.contextmanager
+def busy_without_descriptors() -> Iterator[None]:
+    """Turns a lack of descriptors into Busy."""
+    try:
+        yield
+    except OSError as error:
+        if out_of_descriptors(error):
+            raise Busy("This worker has no free descriptor. Please try again.") from error
+        raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import errno
 import fcntl
 import heapq
 import itertools
@@ -24,7 +23,7 @@ from functools import partial
 from time import monotonic
 
 from chatstream import native
-from chatstream.errors import Busy
+from chatstream.errors import busy_without_descriptors
 
 _HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -59,6 +58,8 @@ class Loop:
         # Guards all below. Held for assignments and system calls that return at once.
         self._lock = native.allocate_lock()
         self._pid = 0  # the process whose thread runs; 0 for none
+        self._epoll: select.epoll | None = None  # that thread's
+        self._wakeup = -1
         self._watches: dict[int, ClientSocket] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
@@ -76,15 +77,12 @@ class Loop:
             Busy: The process has no descriptor left.
         """
         self._start()
-        try:
+        with busy_without_descriptors():
             client = ClientSocket(self, sock, on_hang_up)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            raise Busy("This worker has no free descriptor. Please try again.") from error
         with self._lock:
-            self._watches[client.fd] = client
-            self._epoll.register(client.fd, _HANG_UP)
+            if self._epoll is not None:
+                self._epoll.register(client.fd, _HANG_UP)
+                self._watches[client.fd] = client
         return client
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
@@ -93,9 +91,8 @@ class Loop:
         timer = Timer(monotonic() + delay, callback)
         with self._lock:
             heapq.heappush(self._timers, (timer.due, next(self._order), timer))
-            first = self._timers[0][2] is timer
-        if first:
-            self._wake()
+            if self._timers[0][2] is timer:
+                self._wake()
         return timer
 
     def cancel(self, timer: Timer) -> None:
@@ -113,17 +110,18 @@ class Loop:
     def stop(self) -> None:
         """Ends the thread. Watches and timers are forgotten; the loop can start again."""
         with self._lock:
-            running = self._pid == os.getpid()
-            self._pid = 0
             self._watches.clear()
             self._timers.clear()
-        if running:
-            self._wake()
+            self._cancelled = 0
+            if self._pid == os.getpid():
+                self._wake()
+            self._pid = 0
+            self._epoll = None
 
     def forget(self, client: ClientSocket) -> None:
         """Stops watching `client`; it is the caller who closes it."""
         with self._lock:
-            if self._watches.get(client.fd) is client:
+            if self._watches.get(client.fd) is client and self._epoll is not None:
                 del self._watches[client.fd]
                 self._epoll.unregister(client.fd)
 
@@ -132,21 +130,23 @@ class Loop:
             return
         if self._pid:
             self._reset()  # forked: the thread and all it watched are the parent's
-        with self._lock:
+        with self._lock, busy_without_descriptors():
             if self._pid:
                 return
-            self._pid = os.getpid()
-            self._epoll = native.epoll()
+            epoll = native.epoll()
             self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self._epoll.register(self._wakeup, select.EPOLLIN)
-            epoll, wakeup = self._epoll, self._wakeup
-        native.start_thread(lambda: self._run(epoll, wakeup), "chatstream-loop")
+            epoll.register(self._wakeup, select.EPOLLIN)
+            self._epoll = epoll
+            self._pid = os.getpid()
+        native.start_thread(partial(self._run, epoll, self._wakeup), "chatstream-loop")
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wakeup, 1)
+        """Interrupts the thread's sleep. Under the lock: the descriptor is there while it runs."""
+        if self._epoll is not None:
+            os.eventfd_write(self._wakeup, 1)
 
     def _run(self, epoll: select.epoll, wakeup: int) -> None:
-        while (timeout := self._until_next_timer()) is not None:
+        while (timeout := self._until_next_timer(epoll)) is not None:
             for fd, _ in epoll.poll(timeout):
                 if fd == wakeup:
                     os.eventfd_read(wakeup)
@@ -157,10 +157,10 @@ class Loop:
         epoll.close()
         os.close(wakeup)
 
-    def _until_next_timer(self) -> float | None:
-        """Seconds to sleep, -1 for ever; None when the loop was stopped."""
+    def _until_next_timer(self, epoll: select.epoll) -> float | None:
+        """Seconds to sleep, -1 for ever; None when this thread's time is over."""
         with self._lock:
-            if not self._pid:
+            if self._epoll is not epoll:
                 return None
             while self._timers and self._timers[0][2].callback is None:
                 heapq.heappop(self._timers)
@@ -188,7 +188,7 @@ class Loop:
         """
         with self._lock:
             client = self._watches.get(fd)
-            if client is None or not native.hung_up(fd):
+            if client is None or self._epoll is None or not native.hung_up(fd):
                 return _nothing
             del self._watches[fd]
             self._epoll.unregister(fd)
@@ -219,8 +219,8 @@ class ClientSocket:
         with self._lock:
             if self._released:
                 return
-            taken = _taken(self._sock)
-            self._timer = self._loop.call_later(patience, partial(self._check, patience, taken))
+            check = partial(self._check, patience, _taken(self._sock))
+            self._timer = self._loop.call_later(patience, check)
 
     def release(self) -> None:
         """Lets go of the socket. Owner only. Idempotent."""

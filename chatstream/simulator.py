@@ -566,7 +566,7 @@ def take_head(buffer: bytearray) -> Request | None:
     """
     while buffer[:2] == b"\r\n":  # RFC 9112, 2.2: tolerated before a request line
         del buffer[:2]
-    if buffer and not buffer[:1].isalpha():
+    if buffer and not buffer[:1].isalpha() and buffer != b"\r":
         raise BadRequest("This is not HTTP.")
     end = buffer.find(b"\r\n\r\n")
     if (end if end >= 0 else len(buffer)) > _HEAD_LIMIT:
@@ -841,6 +841,7 @@ class Connection:
             self._out += step.data
             self._queued += len(step.data)
             self._marks.append((self._queued, step.tokens, step.mark))
+            # Looking up an enum's member costs more than the rest: not for every token.
             alone = self._single or (step.mark is not None and step.mark is Mark.HEADERS)
             step = next(self._steps, None)
             if alone:  # in a write of its own
@@ -1156,7 +1157,7 @@ class Simulator:
         """
         with self._lock:
             self._closing = True
-            with suppress(OSError):  # closed already
+            with suppress(OSError, ValueError):  # closed already
                 os.eventfd_write(self._wake_fd, 1)
             if not self._running:
                 self._dispose()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import errno
 import os
 import socket
 import threading
@@ -19,7 +18,13 @@ from time import monotonic
 from typing import Protocol
 
 from chatstream import native, sse
-from chatstream.errors import Busy, Ended, StreamAborted, StreamError, UpstreamError
+from chatstream.errors import (
+    Ended,
+    StreamAborted,
+    StreamError,
+    UpstreamError,
+    busy_without_descriptors,
+)
 from chatstream.outcome import Cause, Kind, Outcome, Phase
 
 CLIENT_PATIENCE = 2.0
@@ -191,12 +196,8 @@ class Stream:
             StreamAborted: The stream has ended; the socket is not armed and must not be used.
             Busy: The process has no descriptor left.
         """
-        try:
+        with busy_without_descriptors():
             handle = SocketHandle(sock)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            raise Busy("This worker has no free descriptor. Please try again.") from error
         with self._lock:
             ended = self._verdict is not None
             previous, self._handle = self._handle, (None if ended else handle)

@@ -42,7 +42,7 @@ from urllib3.exceptions import (
 from urllib3.util import wait_for_write
 
 from chatstream.config import Settings
-from chatstream.errors import UpstreamError
+from chatstream.errors import Busy, StreamError, UpstreamError, out_of_descriptors
 from chatstream.framing import BadFraming, Chunked, Framing, Length, UntilClose
 from chatstream.outcome import Phase
 from chatstream.stream import Body, SocketHandle, Stream
@@ -265,9 +265,11 @@ class SocketBody:
             raise TimeoutError from None
         except (OSError, ValueError, AttributeError) as error:
             # ValueError and AttributeError: a TLS object that was torn down under the read.
-            raise UpstreamError(
+            broke = UpstreamError(
                 "The connection to the provider broke.", code="upstream_truncated"
-            ) from error
+            )
+            broke.detail = _shown(error)
+            raise broke from error
 
 
 class MockedBody:
@@ -565,11 +567,14 @@ def _retry_after(value: str | None) -> str | None:
     return value if value and re.fullmatch(r"[0-9]{1,9}|[A-Za-z0-9 ,:]{20,40}", value) else None
 
 
-def _mapped(error: Exception) -> UpstreamError:
+def _mapped(error: Exception) -> StreamError:
     """requests' exceptions, and those below them, as ours."""
     inner = getattr(error.args[0], "reason", None) if error.args else None
-    mapped: UpstreamError
-    if isinstance(error, requests.ReadTimeout):
+    root = _root(error)
+    mapped: StreamError
+    if out_of_descriptors(root):
+        mapped = Busy("This worker has no free descriptor. Please try again.")
+    elif isinstance(error, requests.ReadTimeout):
         mapped = UpstreamError(
             "The provider did not answer in time.", code="upstream_timeout", status=504
         )
@@ -583,7 +588,7 @@ def _mapped(error: Exception) -> UpstreamError:
         )
     else:
         mapped = UpstreamError("The provider could not be connected to.", code="upstream_connect")
-    mapped.detail = _root(error)
+    mapped.detail = _shown(root)
     return mapped
 
 
@@ -594,9 +599,14 @@ _NEVER_CONNECTED = (
 )
 
 
-def _root(error: BaseException) -> str:
-    """The first cause, for the log: an address or a key may be in the outer ones."""
+def _root(error: BaseException) -> BaseException:
+    """The first cause."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    shown = isinstance(error, OSError) and not isinstance(error, requests.RequestException)
-    return f"{type(error).__name__}: {error}" if shown else type(error).__name__
+    return error
+
+
+def _shown(root: BaseException) -> str:
+    """A first cause for the log. Only the system's are spelt out: others may quote a request."""
+    shown = isinstance(root, OSError) and not isinstance(root, requests.RequestException)
+    return f"{type(root).__name__}: {root}" if shown else type(root).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,6 +14,12 @@ Value = TypeVar("Value")
 
 PATIENCE = float(os.environ.get("CHATSTREAM_TEST_PATIENCE", "10"))
 """Seconds that a condition may take to come true. Slow machines raise it; it delays no test."""
+
+
+def require(program: str) -> None:
+    """Skips the test where `program` is not installed; in CI that is a failure."""
+    if shutil.which(program) is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no {program} here")
 
 
 def eventually(condition: Callable[[], Value], what: str = "", patience: float = PATIENCE) -> Value:

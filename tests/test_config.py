@@ -29,7 +29,7 @@ DEFAULTS = {
 
 def test_defaults() -> None:
     """Without a setting, each key has the default that the README names; no key is left out."""
-    assert DEFAULTS == dataclasses.asdict(Settings.load({}, {}))
+    assert dataclasses.asdict(Settings.load({}, {})) == DEFAULTS
 
 
 GOOD = [
@@ -173,7 +173,7 @@ def test_a_wrong_key_is_named_and_not_shown(key: str, value: Any) -> None:
 
 def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
     """An address with a login is refused (it would travel beside the key), without repeating it."""
-    with pytest.raises(ConfigError, match="^CHATSTREAM_UPSTREAM_URL must be ") as caught:
+    with pytest.raises(ConfigError, match=r"^CHATSTREAM_UPSTREAM_URL must be ") as caught:
         Settings.load({"CHATSTREAM_UPSTREAM_URL": "https://user:hunter2@host/v1"}, {})
     assert "hunter2" not in str(caught.value)
 
@@ -181,7 +181,7 @@ def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
 def test_repr_hides_the_key() -> None:
     """Settings can be printed and logged: the key is not in them."""
     settings = Settings.load({"CHATSTREAM_API_KEY": "sk-secret"}, {})
-    assert "sk-secret" == settings.api_key
+    assert settings.api_key == "sk-secret"
     assert "sk-secret" not in repr(settings)
     assert "sk-secret" not in str(settings)
 

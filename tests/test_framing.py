@@ -57,7 +57,7 @@ def test_chunks_are_finished_with_their_last_byte_only(raw: bytes, body: bytes) 
 def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
     """What has come of a chunk is not held back: an event may be shorter than its chunk."""
     framing = Chunked()
-    assert b"data: a\n\n" == framing.feed(b"ff\r\ndata: a\n\n")
+    assert framing.feed(b"ff\r\ndata: a\n\n") == b"data: a\n\n"
 
 
 @pytest.mark.parametrize("pieces", [[b"0\r\n\r\nHTTP/1.1"], [b"5\r\nhello\r\n0\r\n\r\n\n"]])
@@ -116,7 +116,7 @@ def test_a_length_of_zero_is_finished_at_once() -> None:
 def test_bytes_beyond_the_length_are_not_the_bodys() -> None:
     """What comes after the announced length is dropped, and the connection with it."""
     framing = Length(5)
-    assert b"hello" == framing.feed(b"hello!")
+    assert framing.feed(b"hello!") == b"hello"
     assert framing.finished
     assert not framing.reusable
 
@@ -132,7 +132,7 @@ def test_an_end_before_the_length_is_a_fault() -> None:
 def test_until_close_takes_all_and_ends_with_the_connection() -> None:
     """A close-delimited body passes as it comes, ends with EOF, and leaves nothing to reuse."""
     framing = UntilClose()
-    assert [b"a", b"\r\n"] == [framing.feed(b"a"), framing.feed(b"\r\n")]
+    assert [framing.feed(b"a"), framing.feed(b"\r\n")] == [b"a", b"\r\n"]
     assert not framing.finished
     framing.eof()
     assert framing.finished

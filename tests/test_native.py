@@ -58,7 +58,7 @@ def test_a_thread_runs_named_and_as_a_daemon() -> None:
     native.start_thread(target, "chatstream-test")
     assert done.wait(5)
     seen[0].join(5)
-    assert "chatstream-test" == seen[0].name
+    assert seen[0].name == "chatstream-test"
     assert seen[0].daemon
 
 
@@ -106,4 +106,4 @@ def test_under_gevent_all_is_the_operating_systems() -> None:
     run = subprocess.run(
         [sys.executable, "-c", GEVENT], capture_output=True, text=True, timeout=30, check=False
     )
-    assert (0, "native\n") == (run.returncode, run.stdout), run.stderr
+    assert (run.returncode, run.stdout) == (0, "native\n"), run.stderr

@@ -51,4 +51,4 @@ def test_an_outcome_cannot_be_changed() -> None:
     """An outcome is a value: nothing overwrites how a stream ended."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         OUTCOME.cause = Cause.CLIENT  # type: ignore[misc]
-    assert OUTCOME == dataclasses.replace(OUTCOME)
+    assert dataclasses.replace(OUTCOME) == OUTCOME

@@ -88,9 +88,11 @@ def test_every_pair_of_cuts_gives_the_same_blocks(name: str) -> None:
 
 def test_each_block_is_one_event() -> None:
     """Two events in one read are two blocks, each with the empty line that ends it."""
-    assert [b"data: a\n\n", b": c\r\n\r\n", b"data: b\r\r"] == fed(
-        b"data: a\n\n: c\r\n\r\ndata: b\r\rdata: tail\n"
-    )
+    assert fed(b"data: a\n\n: c\r\n\r\ndata: b\r\rdata: tail\n") == [
+        b"data: a\n\n",
+        b": c\r\n\r\n",
+        b"data: b\r\r",
+    ]
 
 
 line_ends_and_text = st.lists(
@@ -152,14 +154,14 @@ def test_an_event_one_byte_too_long_overflows(step: int) -> None:
     pieces = [event[i : i + step] for i in range(0, len(event), step)]
     fits, tight = Splitter(len(event)), Splitter(len(event) - 1)
     assert [event] == [block for piece in pieces for block in fits.feed(piece)]
-    assert [] == [block for piece in pieces for block in tight.feed(piece)]
-    assert (False, True) == (fits.overflow, tight.overflow)
+    assert [block for piece in pieces for block in tight.feed(piece)] == []
+    assert (fits.overflow, tight.overflow) == (False, True)
 
 
 def test_events_before_the_overflow_come_out() -> None:
     """What ended before the event that is too long is still returned; what follows is not."""
     splitter = Splitter(10)
-    assert [b"data: a\n\n"] == splitter.feed(b"data: a\n\ndata: too long\n\ndata: b\n\n")
+    assert splitter.feed(b"data: a\n\ndata: too long\n\ndata: b\n\n") == [b"data: a\n\n"]
     assert splitter.overflow
 
 
@@ -167,7 +169,7 @@ def test_an_endless_event_is_noticed_at_the_bound() -> None:
     """An event that never ends overflows with the first byte over the bound, not later."""
     splitter = Splitter(1000)
     for _ in range(10):
-        assert [] == splitter.feed(b"x" * 100)
+        assert splitter.feed(b"x" * 100) == []
     assert not splitter.overflow
     splitter.feed(b"x")
     assert splitter.overflow
@@ -277,7 +279,7 @@ def test_an_error_event_says_what_it_was_given(message: str) -> None:
     [(name, data)] = dispatched(block)
     assert [block] == fed(block)
     assert Kind.ERROR is classify(block)
-    assert "error" == name
+    assert name == "error"
     assert {
         "error": {"message": message, "type": "upstream_error", "code": "upstream_idle"}
     } == json.loads(data)
@@ -285,5 +287,5 @@ def test_an_error_event_says_what_it_was_given(message: str) -> None:
 
 def test_a_ping_is_a_comment_and_whole() -> None:
     """A ping ends with its own empty line and dispatches nothing in a browser."""
-    assert [sse.PING] == fed(sse.PING)
-    assert [] == dispatched(sse.PING)
+    assert fed(sse.PING) == [sse.PING]
+    assert dispatched(sse.PING) == []

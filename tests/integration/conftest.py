@@ -79,11 +79,14 @@ class Rig:
         facts = self.server.debug()
         return {name: facts[name] for name in ("slots", "live", "calls") if facts[name]}
 
-    def check_leaks(self) -> None:
-        """Nothing live, no thread, and only descriptors of idle connections to the provider."""
+    def close_clients(self) -> None:
         for client in self.clients:
             client.close()
         self.clients.clear()
+
+    def check_leaks(self) -> None:
+        """Nothing live, no thread, and only descriptors of idle connections to the provider."""
+        self.close_clients()
         eventually(lambda: not self._at_rest(), f"rest; now {self._at_rest()}")
         if self.provider is not None:
             eventually(lambda: self.provider.stats()["generating"] == 0, "no generation")
@@ -150,6 +153,7 @@ def rigs(
             stack.callback(server.stop)
             servers.append(server)
             made_rig = Rig(server, provider, extra)
+            stack.callback(made_rig.close_clients)
             made_rig.warm_up(answers=provider is not None)
             return made_rig
 

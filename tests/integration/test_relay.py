@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import resource
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,8 +90,10 @@ def test_done_ends_the_body_at_once(rig: Rig, session: str) -> None:
     assert rig.provider.request(session, "closed")["closed_by"] == "client"
 
 
-def test_connections_to_the_provider_are_reused(rig: Rig) -> None:
+@pytest.mark.parametrize("kind", ["plain", "tls", "proxy", "proxy tls"])
+def test_connections_to_the_provider_are_reused(rigs: Rigs, worker_class: str, kind: str) -> None:
     """Case 4: answers that ended well share a connection; a late stop does not hurt the next."""
+    rig = rigs(kind, worker_class)
     figures = []
     for _ in range(5):
         session = f"relay-{next(numbers)}"
@@ -98,6 +103,7 @@ def test_connections_to_the_provider_are_reused(rig: Rig) -> None:
         assert rig.server.cancel(session)[0] == 404
         figures.append(rig.provider.request(session))
     assert len({figure["connection"] for figure in figures}) == 1
+    rig.check_leaks()
 
 
 def test_a_kept_alive_client_connection_serves_the_next_request(rig: Rig, session: str) -> None:
@@ -313,6 +319,36 @@ def test_a_cancel_is_answered_while_every_slot_is_taken(rigs: Rigs, worker_class
     rig.check_leaks()
 
 
+@pytest.mark.parametrize("spare", [2, 3])
+def test_no_descriptor_left_is_busy(rigs: Rigs, worker_class: str, spare: int) -> None:
+    """EMFILE, wherever it strikes, is a 503 and costs the worker nothing."""
+    rig = rigs("plain", worker_class, CHATSTREAM_PING_INTERVAL="14")
+    begin(rig, "silent", f"takes-the-idle-connection-{worker_class}-{spare}")
+    worker = rig.server.worker
+    before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    numbers = eventually(lambda: _settled_descriptors(worker), "descriptors that settle")
+    limit = next(n for n in itertools.count(1) if len(set(range(n)) - numbers) == spare)
+    client = rig.client()
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        status, headers = client.post("no-descriptor").head()
+    finally:
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert b'"busy"' in client.exactly(int(headers["content-length"]))
+    assert rig.server.worker == worker
+    rig.check_leaks()
+
+
+def _settled_descriptors(pid: int) -> set[int]:
+    """A process's descriptors, once the connections that asked it are closed; else nothing."""
+    seen = []
+    for _ in range(20):
+        seen.append({int(name) for name in os.listdir(f"/proc/{pid}/fd")})
+        time.sleep(0.01)
+    return seen[0] if all(numbers == seen[0] for numbers in seen) else set()
+
+
 def test_no_context_is_held_while_waiting_or_streaming(rig: Rig, session: str) -> None:
     """A host whose database has one connection serves others while streams run."""
     begin(rig, "headers", session)
@@ -421,8 +457,6 @@ def test_silent_streams_cost_no_wakeups(rigs: Rigs, worker_class: str) -> None:
 
 
 def _after(seconds: float) -> Callable[[], bool]:
-    import time
-
     end = time.monotonic() + seconds
     return lambda: time.monotonic() > end
 

@@ -30,8 +30,7 @@ def serving(log: Path, provider: Provider, *options: str, **more: object) -> Ite
     try:
         yield rig
     finally:
-        for client in rig.clients:
-            client.close()
+        rig.close_clients()
         server.stop()
 
 
