@@ -16,6 +16,11 @@ from bench.measure import MEASUREMENTS, Row, Sizes
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 QUICK = Sizes(stops=20, seconds=3, streams=300, firsts=50)
+READING = """
+Times run from just before the client's close or cancel to the provider's stamp, on one clock. The
+stamp waits until the provider's process gets a core, so on a busy machine it may be later than the
+cancel's 200 though the shutdown was before it: the rows without a relay show how late it can be.
+"""
 _COLUMNS = ("worker", "measured", "figure", "p50 ms", "p99 ms", "max ms", "target", "met", "note")
 
 
@@ -35,7 +40,7 @@ def main() -> None:
     busy.append(os.getloadavg()[0])
     table = _table(rows)
     print(table)
-    options.out.write_text(f"# Benchmark\n\n{_conditions(busy)}\n{table}\n")
+    options.out.write_text(f"# Benchmark\n\n{_conditions(busy)}{READING}\n{table}\n")
 
 
 def _options() -> argparse.Namespace:

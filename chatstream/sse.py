@@ -41,6 +41,8 @@ class Splitter:
     def feed(self, data: bytes) -> list[bytes]:
         """Blocks that `data` completes, in order."""
         buffer = self._buffer
+        if not buffer and _is_one_block(data) and len(data) <= self._max_event:
+            return [data]  # what a provider sends nearly always
         # A block's end is at most four bytes (CRLFCRLF), three of which may be here already.
         position = max(0, len(buffer) - 3)
         buffer += data
@@ -97,6 +99,8 @@ def classify(block: bytes) -> Kind:
 
 def _fields(block: bytes) -> tuple[bytes | None, bytes]:
     """The block's data (None without a data field) and its event type."""
+    if block.startswith(b"data: ") and _is_one_line(block):
+        return block[6:-2], b""
     data: list[bytes] = []
     event = b""
     for line in _LINE_END.split(block):
@@ -106,6 +110,14 @@ def _fields(block: bytes) -> tuple[bytes | None, bytes]:
         elif name == b"event":
             event = value.removeprefix(b" ")
     return (b"\n".join(data) if data else None), event
+
+
+def _is_one_block(data: bytes) -> bool:
+    return data.endswith(b"\n\n") and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data
+
+
+def _is_one_line(block: bytes) -> bool:
+    return block.find(b"\n") == len(block) - 2 and b"\r" not in block
 
 
 def _parsed(data: bytes) -> Any:

@@ -111,7 +111,8 @@ class Stream:
         self._verdict: Cause | StreamError | Kind | None = None
         self._handle: SocketHandle | None = None
         self._body: Body | None = None
-        self._changed = threading.Event()  # answered, or ended and the socket shut down
+        self._changed = threading.Event()  # answered, or ended
+        self._effected = threading.Event()  # ended, and the socket is shut down
         self._splitter = sse.Splitter()
         self._finish_reason = False
         self._events = 0
@@ -179,6 +180,7 @@ class Stream:
         if handle is not None:
             handle.shutdown()
         self._stop_ms = (monotonic() - noticed) * 1000
+        self._effected.set()
         self._changed.set()
         return True
 
@@ -242,9 +244,6 @@ class Stream:
         """
         if not self._changed.wait(timeout):
             raise TimeoutError
-        with self._lock:
-            if self._verdict is None:
-                self._changed.clear()
         return self._body
 
     # What goes through it. Mover only.
@@ -252,8 +251,11 @@ class Stream:
     def feed(self, data: bytes) -> bytes:
         """The whole events that `data` completes, for the client. May end the stream."""
         blocks = self._splitter.feed(data)
+        events = 0
         for number, block in enumerate(blocks, 1):
-            if self._terminal(sse.classify(block)):
+            kind = sse.classify(block)
+            events += kind is not sse.Kind.COMMENT
+            if kind in (sse.Kind.FINISH, sse.Kind.DONE, sse.Kind.ERROR) and self._terminal(kind):
                 blocks = blocks[:number]
                 break
         if self._splitter.overflow:
@@ -266,20 +268,19 @@ class Stream:
         if self.cause is not None:
             return b""
         out = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        self._events += events
         self._bytes += len(out)
         return out
 
     def _terminal(self, kind: sse.Kind) -> bool:
-        """Counts one block; whether it is the last one."""
-        if kind is not sse.Kind.COMMENT:
-            self._events += 1
+        """What a block that is more than an event means; whether it is the last one."""
         if kind is sse.Kind.DONE:
             self.complete()
         elif kind is sse.Kind.ERROR:
             self.fail(ProviderEvent("The provider reported an error."))
-        elif kind is sse.Kind.FINISH:
+        else:
             self._finish_reason = True
-        return kind in (sse.Kind.DONE, sse.Kind.ERROR)
+        return kind is not sse.Kind.FINISH
 
     def eof(self) -> None:
         """The provider's body has ended."""
@@ -294,7 +295,7 @@ class Stream:
 
     def outcome(self) -> Outcome:
         """How the stream ended, as of now. Only once it has ended. Mover only."""
-        self._changed.wait()  # a mover can be awake before the thread that woke it is done
+        self._effected.wait()  # a mover can be awake before the thread that woke it is done
         cause, verdict = self.cause, self._verdict
         error = verdict if isinstance(verdict, StreamError) else None
         return Outcome(
@@ -353,6 +354,7 @@ class StreamIterable:
         self._idle_timeout = idle_timeout
         self._on_close = on_close
         self._body: Body | None = None
+        self._called = False  # the provider was, or need not be
         self._begun = False  # a byte was handed to the server
         self._over = False  # nothing more will be
         self._closed = False
@@ -416,7 +418,8 @@ class StreamIterable:
             self.stream.phase = Phase.BODY
             if not self._pinged:
                 self._give_up_at = now + self._idle_timeout
-        elif self.stream.phase is Phase.NEW:
+        elif not self._called:
+            self._called = True
             self._give_up_at = now + self._headers_timeout
             if not self.stream.ended:
                 self._connect(self.stream)

@@ -534,6 +534,21 @@ def test_many_first_uses_at_once_start_one_thread(loop: Loop) -> None:
     assert len(threads_named("chatstream-loop")) == 1
 
 
+def test_a_thread_that_could_not_start_is_started_later(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of threads, the first use fails; it does not leave a loop that nothing runs."""
+
+    def exhausted(target: Callable[[], None], name: str) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chatstream.native.start_thread", exhausted)
+        with pytest.raises((RuntimeError, Busy)):
+            loop.call_later(0.0, lambda: None)
+    settled(loop)
+
+
 def test_stop_ends_the_thread_and_closes_what_it_held(loop: Loop) -> None:
     """After `stop` neither thread nor descriptors are left; stopping twice, or unused, is fine."""
     before = len(descriptors())

@@ -252,13 +252,15 @@ def rest_of(body: Body) -> bytes:
     return b"".join(iter(lambda: body.receive(5), b""))
 
 
-def whole_call(upstream: Upstream) -> bytes:
+def whole_call(upstream: Upstream, stream: Stream | None = None) -> bytes:
     """One stream from the request to its completion."""
-    stream = Stream("s", "t")
+    stream = stream or Stream("s", "t")
     body = opened(upstream, stream)
-    data = rest_of(body)
-    stream.complete()
-    body.close()
+    try:
+        data = rest_of(body)
+        stream.complete()
+    finally:
+        body.close()
     return data
 
 
@@ -451,6 +453,13 @@ def test_a_redirect_does_not_carry_the_key_away(
     there = provider(says(answer("307 Over there", f"Location: {elsewhere.url}")))
     refused(upstream(there.url))
     assert elsewhere.peers == []
+
+
+def test_a_redirects_body_is_not_waited_for(provider: MakeProvider, upstream: MakeUpstream) -> None:
+    """requests would read a redirect's body to its end, however long that takes."""
+    there = provider(says(b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 99\r\n\r\nhalf"))
+    assert refused(upstream(there.url)).code == "upstream_not_stream"
+    assert there.closed.wait(5)
 
 
 @pytest.mark.parametrize(
@@ -734,7 +743,7 @@ def test_a_bad_chunk_beside_the_headers_is_a_fault_of_the_provider(
     """Bad framing that comes in one segment with the headers has the same code as later."""
     there = provider(says(CHUNKED + b"zz\r\n"))
     with pytest.raises(UpstreamError) as caught:
-        rest_of(opened(upstream(there.url), stream))
+        whole_call(upstream(there.url), stream)
     stream.fail(caught.value)
     assert caught.value.code == "upstream_truncated"
     assert there.closed.wait(5)

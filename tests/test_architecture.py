@@ -1,0 +1,154 @@
+"""The rules of the house, executable: who imports whom, and how long a function gets."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "chatstream"
+MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glob("*.py"))}
+
+FLOORS = [
+    {"errors", "sse", "framing", "outcome", "native", "simulator"},
+    {"config", "loop"},
+    {"stream"},
+    {"registry", "upstream"},
+    {"views", "cli"},
+    {"extension"},
+    {"__init__"},
+]
+"""From the ground up. A module imports from floors below its own only."""
+
+ROOMS = {
+    "flask": {"extension", "views", "cli"},
+    "werkzeug": {"extension", "views", "cli"},
+    "click": {"cli"},
+    "requests": {"upstream"},
+    "urllib3": {"upstream"},
+    "gevent": {"native", "workers"},
+    "gunicorn": {"workers"},
+}
+"""Who may import which foreign library."""
+
+LONGEST = 40
+"""Lines of a function's body, its docstring apart."""
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING`, which no program executes."""
+    for node in ast.iter_child_nodes(tree):
+        if not is_type_checking(node):
+            yield node
+            yield from run_time_nodes(node)
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The whole names of what a module imports, wherever in it."""
+    for node in run_time_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def siblings(tree: ast.AST) -> set[str]:
+    """The modules of this package that a module imports."""
+    names = {name.removeprefix("chatstream.").partition(".")[0] for name in imported(tree)}
+    return names & set(MODULES)
+
+
+def floor(module: str) -> int:
+    return next(number for number, modules in enumerate(FLOORS) if module in modules)
+
+
+def test_every_module_has_its_floor() -> None:
+    """A new module has to say where it stands; a lost one is taken off."""
+    assert set().union(*FLOORS) == set(MODULES)
+    assert sum(map(len, FLOORS)) == len(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module: str) -> None:
+    """No module imports from its own floor or from above: so there are no cycles either."""
+    assert [name for name in siblings(MODULES[module]) if floor(name) >= floor(module)] == []
+
+
+def test_there_are_no_cycles() -> None:
+    """Peeling off what imports nothing that is left takes every module off."""
+    left = {module: siblings(tree) - {module} for module, tree in MODULES.items()}
+    while free := [module for module, needs in left.items() if not needs & set(left)]:
+        for module in free:
+            del left[module]
+    assert left == {}
+
+
+def test_the_imports_are_seen() -> None:
+    """The rules above would pass on nothing: here is what they have to see."""
+    assert {"native", "sse", "errors", "outcome"} <= siblings(MODULES["stream"])
+    assert {"views", "registry", "loop", "upstream"} <= siblings(MODULES["extension"])
+    assert "simulator" in siblings(MODULES["cli"])
+    assert "extension" not in siblings(MODULES["views"])  # under TYPE_CHECKING only
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_one_foreign_library_one_room(module: str) -> None:
+    """Each foreign library is imported where the house has a room for it, and no other at all."""
+    known = set(sys.stdlib_module_names) | {"chatstream"}
+    foreign = {name.partition(".")[0] for name in imported(MODULES[module])} - known
+    assert foreign <= set(ROOMS)
+    assert [name for name in foreign if module not in ROOMS[name]] == []
+
+
+@pytest.mark.parametrize("module", ["sse", "framing", "outcome", "config", "errors"])
+def test_the_pure_cores_do_no_io(module: str) -> None:
+    """What is pure imports neither sockets nor threads nor clocks."""
+    impure = {"socket", "_socket", "select", "threading", "_thread", "time", "os", "ssl"}
+    assert {name.partition(".")[0] for name in imported(MODULES[module])} & impure == set()
+
+
+def functions(tree: ast.AST) -> Iterator[_Function]:
+    return (node for node in ast.walk(tree) if isinstance(node, _Function))
+
+
+def lines_of(function: _Function) -> int:
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_short(module: str) -> None:
+    """A function fits on a screen."""
+    long = {f.name: lines_of(f) for f in functions(MODULES[module]) if lines_of(f) > LONGEST}
+    assert long == {}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_and_public_function_is_annotated(module: str) -> None:
+    """Modules say what they are for; every parameter and return has its type."""
+    assert ast.get_docstring(MODULES[module])
+    bare = [
+        f"{function.name}({argument.arg})"
+        for function in functions(MODULES[module])
+        for argument in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        if argument.annotation is None and argument.arg not in ("self", "cls")
+    ]
+    assert bare == []
+    assert [f.name for f in functions(MODULES[module]) if f.returns is None] == []
+
+
+@pytest.mark.parametrize("word", ["utils", "helpers", "common", "manager", "models", "constants"])
+def test_rooms_that_are_not_built(word: str) -> None:
+    """Each module is named for what it knows."""
+    assert word not in MODULES

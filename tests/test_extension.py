@@ -1,0 +1,684 @@
+"""extension: the wiring. A stream's whole way through one process, its slot, and its log lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import resource
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flask
+import pytest
+import requests
+import responses
+
+from chatstream import (
+    Busy,
+    Cause,
+    ChatStream,
+    ConfigError,
+    Refused,
+    Service,
+    StreamIterable,
+)
+from chatstream.config import Settings
+from tests.conftest import eventually
+
+URL = "https://provider.test/v1/chat"
+KEY = "sk-very-secret"
+PAYLOAD = b'{"messages":[{"role":"user","content":"hi"}],"stream":true}'
+EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Fails a test that leaves a thread or a descriptor behind."""
+    fds, threads = descriptors(), set(threading.enumerate())
+    yield
+    eventually(lambda: set(threading.enumerate()) <= threads, "threads as before")
+    eventually(lambda: descriptors() <= fds, "descriptors as before")
+
+
+@pytest.fixture
+def service(nothing_left: None) -> Iterator[Callable[..., Service]]:
+    """Makes a Service; settings by name."""
+    made: list[Service] = []
+
+    def make(**settings: Any) -> Service:
+        defaults: dict[str, Any] = {"upstream_url": URL, "api_key": KEY, "max_streams": 8}
+        made.append(Service(Settings(**{**defaults, **settings})))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def provider() -> Iterator[responses.RequestsMock]:
+    """A provider that answers with one event and `[DONE]`."""
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        mock.post(URL, body=EVENT + DONE, content_type="text/event-stream")
+        yield mock
+
+
+class Gate:
+    """A provider that has the request and does not answer before it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.go_on = threading.Event()
+        self.answers = 0
+
+    def __call__(self, request: Any) -> tuple[int, dict[str, str], bytes]:
+        self.asked.set()
+        assert self.go_on.wait(10)
+        self.answers += 1
+        return 200, {}, EVENT + DONE
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        mock.add_callback("POST", URL, callback=gate, content_type="text/event-stream")
+        yield gate
+        gate.go_on.set()
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The package's log so far, from INFO up."""
+    caplog.set_level(logging.INFO, "chatstream")
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "chatstream"]
+
+
+MakeService = Callable[..., Service]
+Lines = Callable[[], list[str]]
+
+
+def walked(iterable: StreamIterable) -> bytes:
+    """What a server would send, to the end, and closed."""
+    try:
+        return b"".join(iterable)
+    finally:
+        iterable.close()
+
+
+def code_of(event: bytes) -> str:
+    assert event.startswith(b"event: error\ndata: ")
+    return event.decode().rpartition('"code": "')[2].partition('"')[0]
+
+
+# In an app
+
+
+def test_an_app_gets_the_routes(provider: responses.RequestsMock) -> None:
+    """`ChatStream(app)` mounts the blueprint, with the settings of app.config."""
+    app = flask.Flask("host")
+    app.config.update(CHATSTREAM_UPSTREAM_URL=URL, CHATSTREAM_URL_PREFIX="/v1/talk")
+    ChatStream(app)
+    client = app.test_client()
+    response = client.post("/v1/talk/stream", json={"messages": [{"role": "user"}]}, buffered=True)
+    assert response.data == EVENT + DONE
+    assert client.post("/v1/talk/cancel/x").json == {"ok": False, "reason": "not_found"}
+    assert client.post("/api/chat/cancel/x").json is None
+    assert "chatstream" in app.blueprints
+    app.extensions["chatstream"].stop()
+
+
+def test_two_apps_are_independent() -> None:
+    """One ChatStream in two apps: two services, settings and registries; no app is kept."""
+    chat = ChatStream(identify=lambda: "me")
+    services: list[Service] = []
+    for prefix in ("/one", "/two"):
+        app = flask.Flask(prefix[1:])
+        app.config.update(CHATSTREAM_URL_PREFIX=prefix, CHATSTREAM_UPSTREAM_URL=URL)
+        chat.init_app(app)
+        services.append(app.extensions["chatstream"])
+        assert app.test_client().post(f"{prefix}/cancel/x").json is not None
+    one, two = services
+    assert [one.settings.url_prefix, two.settings.url_prefix] == ["/one", "/two"]
+    iterable = one.open(PAYLOAD, session_id="s-1", owner="me")
+    assert two.abort("s-1", owner="me") is False
+    assert one.abort("s-1", owner="me") is True
+    iterable.close()
+    assert not [value for value in vars(chat).values() if isinstance(value, flask.Flask)]
+    for service in services:
+        service.stop()
+
+
+def test_a_wrong_setting_stops_the_start() -> None:
+    """ConfigError at init_app, and nothing is mounted."""
+    app = flask.Flask("host")
+    app.config["CHATSTREAM_PING_INTERVAL"] = "often"
+    with pytest.raises(ConfigError, match="CHATSTREAM_PING_INTERVAL must be a number"):
+        ChatStream(app)
+    assert "chatstream" not in app.blueprints
+    assert "chatstream" not in app.extensions
+
+
+def test_the_environment_is_read_once_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment sets what app.config does not; a later change has no effect."""
+    monkeypatch.setenv("CHATSTREAM_MODEL", "from-environ")
+    app = flask.Flask("host")
+    ChatStream(app)
+    monkeypatch.setenv("CHATSTREAM_MODEL", "later")
+    assert app.extensions["chatstream"].settings.model == "from-environ"
+
+
+def test_nothing_starts_before_the_first_stream() -> None:
+    """No thread and no descriptor at init, nor for a cancel: a server may fork afterwards."""
+    fds, threads = descriptors(), threading.active_count()
+    app = flask.Flask("host")
+    ChatStream(app)
+    app.test_client().post("/api/chat/cancel/x?streamId=y")
+    assert (descriptors(), threading.active_count()) == (fds, threads)
+
+
+# A stream
+
+
+def test_a_stream_from_python(service: MakeService, provider: responses.RequestsMock) -> None:
+    """`open` gives the iterable; the provider is called at its first `next`, with the payload."""
+    iterable = service().open(PAYLOAD, session_id="s-1", stream_id="t-1", owner="me")
+    stream = iterable.stream
+    assert (stream.session_id, stream.stream_id, stream.owner) == ("s-1", "t-1", "me")
+    assert len(provider.calls) == 0
+    assert walked(iterable) == EVENT + DONE
+    assert provider.calls[0].request.body == PAYLOAD
+
+
+def test_abort_finds_live_streams_only(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """True for a live stream, once; False for unknown, finished and another's."""
+    us = service()
+    iterable = us.open(PAYLOAD, session_id="s-1", stream_id="t-1", owner="me")
+    assert us.abort("s-1") is False
+    assert us.abort("s-1", "t-2", owner="me") is False
+    assert us.abort("s-1", "t-1", owner="me") is True
+    assert us.abort("s-1", "t-1", owner="me") is False
+    assert iterable.stream.cause is Cause.CANCEL
+    assert walked(iterable) == b""
+
+
+def test_200_means_stopped(service: MakeService) -> None:
+    """When `abort` returns True the provider's connection has been shut down."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        us = service(upstream_url=f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        iterable = us.open(PAYLOAD, session_id="s-1")
+        walker = threading.Thread(target=walked, args=(iterable,))
+        walker.start()
+        theirs, _ = listener.accept()
+        with theirs:
+            theirs.settimeout(5)
+            assert PAYLOAD in theirs.recv(65536) or PAYLOAD in theirs.recv(65536)
+            assert us.abort("s-1") is True
+            theirs.setblocking(False)
+            assert theirs.recv(1) == b""
+        walker.join(5)
+        assert not walker.is_alive()
+    eventually(lambda: len(us.registry) == 0)
+
+
+@pytest.mark.parametrize("name", ["gunicorn.socket", "werkzeug.socket"])
+def test_a_client_that_leaves_is_noticed_by_its_socket(
+    service: MakeService, gate: Gate, lines: Lines, name: str
+) -> None:
+    """Case 13: gone while the provider has not answered: no byte is needed to notice."""
+    us = service()
+    server, client = socket.socketpair()
+    iterable = us.open(PAYLOAD, session_id="s-1", environ={name: server})
+    done = threading.Event()
+    walker = threading.Thread(target=lambda: (walked(iterable), done.set()))
+    walker.start()
+    assert gate.asked.wait(5)
+    client.close()
+    assert done.wait(5)
+    walker.join(5)
+    assert iterable.stream.cause is Cause.CLIENT
+    assert lines()[-1].startswith("[SSE] s-1 aborted by client/cancel cause=client phase=")
+    server.close()
+
+
+def test_a_client_that_left_before_the_first_next(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """Case 14: its hang-up is noticed without a `next`, and the provider is never called."""
+    server, client = socket.socketpair()
+    iterable = service().open(PAYLOAD, environ={"gunicorn.socket": server})
+    client.close()
+    eventually(lambda: iterable.stream.cause is Cause.CLIENT)
+    assert walked(iterable) == b""
+    assert len(provider.calls) == 0
+    server.close()
+
+
+def test_the_next_request_of_the_connection_is_not_hit(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """A kept-alive connection whose stream is over may close: the next stream is not stopped."""
+    us = service()
+    server, client = socket.socketpair()
+    assert walked(us.open(PAYLOAD, environ={"gunicorn.socket": server})) == EVENT + DONE
+    following = us.open(PAYLOAD)
+    client.close()
+    watched = threading.Event()
+    us._loop.call_later(0.05, watched.set)
+    assert watched.wait(5)
+    assert walked(following) == EVENT + DONE
+    server.close()
+
+
+def test_a_new_stream_supersedes_the_sessions_old_one(
+    service: MakeService, provider: responses.RequestsMock, lines: Lines
+) -> None:
+    """The old one ends silently with its own cause, and does not take the new one's name."""
+    us = service()
+    old = us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    new = us.open(PAYLOAD, session_id="s-1", stream_id="t-2")
+    assert old.stream.cause is Cause.SUPERSEDED
+    assert walked(old) == b""
+    assert lines()[-1].startswith("[SSE] s-1 aborted by superseded cause=superseded ")
+    assert us.abort("s-1") is True
+    assert new.stream.cause is Cause.CANCEL
+    new.close()
+
+
+def test_a_conflict_leaves_no_trace(service: MakeService, lines: Lines) -> None:
+    """A refused stream takes no slot, no line in the log, and lets its client's socket go."""
+    us = service(on_conflict="reject")
+    first = us.open(PAYLOAD, session_id="s-1")
+    before = descriptors()
+    server, client = socket.socketpair()
+    with pytest.raises(Refused):
+        us.open(PAYLOAD, session_id="s-1", environ={"gunicorn.socket": server})
+    server.close()
+    client.close()
+    assert len(us.registry) == 1
+    assert len([line for line in lines() if " started " in line]) == 1
+    first.close()
+    eventually(lambda: descriptors() <= before + 2)  # the loop's own two
+
+
+def test_a_cancelled_name_is_born_aborted(
+    service: MakeService, provider: responses.RequestsMock, lines: Lines
+) -> None:
+    """An early cancel: an empty body, no call, and the line of a cancel."""
+    us = service()
+    assert us.abort("s-1", "t-1") is False
+    assert walked(us.open(PAYLOAD, session_id="s-1", stream_id="t-1")) == b""
+    assert len(provider.calls) == 0
+    assert lines()[-1].startswith("[SSE] s-1 aborted by client/cancel cause=cancel phase=new ")
+
+
+def test_a_deadline_before_the_headers(service: MakeService, gate: Gate, lines: Lines) -> None:
+    """CHATSTREAM_STREAM_DEADLINE with nothing sent yet: a 504, code `deadline`."""
+    us = service(stream_deadline=0.1)
+    iterable = us.open(PAYLOAD, session_id="s-1")
+    assert list(iterable) == []
+    assert iterable.refusal is not None
+    assert (iterable.refusal.code, iterable.refusal.status) == ("deadline", 504)
+    iterable.close()
+    assert lines()[-1].startswith("[SSE] s-1 aborted by deadline cause=deadline phase=")
+
+
+def test_a_deadline_after_a_ping(service: MakeService, gate: Gate) -> None:
+    """The same once the response has begun: an error event, and the end."""
+    iterable = service(stream_deadline=0.2, ping_interval=0.05).open(PAYLOAD)
+    *pings, last = iterable
+    assert set(pings) == {b": ping\n\n"}
+    assert code_of(last) == "deadline"
+    iterable.close()
+
+
+def test_a_deadline_ends_with_its_stream(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """A stream that ended in time is not touched by its deadline, and leaves no timer."""
+    us = service(stream_deadline=60)
+    for _ in range(200):
+        assert walked(us.open(PAYLOAD)) == EVENT + DONE
+    assert len(us._loop._timers) < 150
+
+
+def test_headers_that_do_not_come(service: MakeService, gate: Gate, lines: Lines) -> None:
+    """CHATSTREAM_UPSTREAM_HEADERS_TIMEOUT: a 504 `upstream_timeout`, and a WARNING."""
+    iterable = service(upstream_headers_timeout=0.1).open(PAYLOAD, session_id="s-1")
+    assert list(iterable) == []
+    assert iterable.refusal is not None
+    assert (iterable.refusal.code, iterable.refusal.status) == ("upstream_timeout", 504)
+    iterable.close()
+    assert lines()[-1].startswith("[SSE] s-1 failed: upstream_timeout phase=")
+
+
+def test_the_call_is_made_once_however_long_it_takes(service: MakeService, gate: Gate) -> None:
+    """Pings go out while the provider thinks; it is asked once."""
+    iterable = service(ping_interval=0.02).open(PAYLOAD)
+    assert [next(iterable) for _ in range(5)] == [b": ping\n\n"] * 5
+    gate.go_on.set()
+    assert walked(iterable).removeprefix(b": ping\n\n").endswith(EVENT + DONE)
+    assert gate.answers == 1
+
+
+# Slots
+
+
+def test_a_slot_is_held_until_the_call_has_ended(service: MakeService, gate: Gate) -> None:
+    """A stream that is over holds its slot while its call still holds a thread."""
+    us = service(max_streams=1, ping_interval=0.02)
+    iterable = us.open(PAYLOAD)
+    assert next(iterable) == b": ping\n\n"
+    iterable.close()
+    with pytest.raises(Busy):
+        us.open(PAYLOAD)
+    gate.go_on.set()
+    eventually(lambda: len(us.registry) == 0)
+    us.open(PAYLOAD).close()
+
+
+@pytest.mark.parametrize("end", ["walked", "closed at once", "cancelled", "failed"])
+def test_a_slot_comes_back_whatever_the_end(
+    service: MakeService, provider: responses.RequestsMock, end: str
+) -> None:
+    """Ten streams one after the other in a worker of one slot."""
+    us = service(max_streams=1)
+    if end == "failed":
+        provider.reset()
+        provider.post(URL, status=500)
+    for _ in range(10):
+        iterable = us.open(PAYLOAD, session_id="s-1")
+        if end == "cancelled":
+            assert us.abort("s-1") is True
+        if end != "closed at once":
+            list(iterable)
+        iterable.close()
+        eventually(lambda: len(us.registry) == 0)
+
+
+def test_slots_where_nothing_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    """Without CHATSTREAM_MAX_STREAMS there are three slots, and the log says so, once."""
+    us = Service(Settings(upstream_url=URL))
+    streams = [us.open(PAYLOAD) for _ in range(3)]
+    with pytest.raises(Busy):
+        us.open(PAYLOAD)
+    for stream in streams:
+        stream.close()
+    said = [r.getMessage() for r in caplog.records if "CHATSTREAM_MAX_STREAMS" in r.getMessage()]
+    assert len(said) == 1
+    assert "3 streams at a time" in said[0]
+    us.stop()
+
+
+@pytest.mark.parametrize(
+    ("watched", "settings"),
+    [(True, {}), (False, {"stream_deadline": 5.0}), (True, {"stream_deadline": 5.0})],
+    ids=["a client to watch", "a deadline", "both"],
+)
+def test_out_of_descriptors(
+    service: MakeService, provider: responses.RequestsMock, watched: bool, settings: Any
+) -> None:
+    """EMFILE at any point of `open` is Busy, leaves no slot taken, and passes with the shortage."""
+    us = service(max_streams=1, **settings)
+    server, client = socket.socketpair()
+    environ = {"gunicorn.socket": server} if watched else {}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(Busy):
+            us.open(PAYLOAD, environ=environ)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    left = len(us.registry)
+    answer = walked(us.open(PAYLOAD, environ=environ)) if left == 0 else b""
+    server.close()
+    client.close()
+    assert (left, answer) == (0, EVENT + DONE)
+
+
+def test_out_of_threads(
+    service: MakeService,
+    provider: responses.RequestsMock,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: Lines,
+) -> None:
+    """No thread for the call is `busy`, a 503; slot and stream are given back."""
+    us = service(max_streams=1)
+
+    def exhausted(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", exhausted)
+        iterable = us.open(PAYLOAD)
+        assert list(iterable) == []
+        assert isinstance(iterable.refusal, Busy)
+        iterable.close()
+    assert " failed: busy " in lines()[-1]
+    assert walked(us.open(PAYLOAD)) == EVENT + DONE
+
+
+# The log
+
+ID = r"[0-9a-f]{32}"
+TERMINAL = re.compile(r"\[SSE\] \S+ (completed|aborted|failed)")
+
+
+def test_a_completed_streams_lines(
+    service: MakeService, provider: responses.RequestsMock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One INFO line at the start and one at the end, with the figures."""
+    caplog.set_level(logging.INFO, "chatstream")
+    walked(service().open(PAYLOAD, session_id="s-1", stream_id="t-1"))
+    first, last = caplog.records
+    assert [first.levelname, last.levelname] == ["INFO", "INFO"]
+    assert first.getMessage() == "[SSE] s-1 started stream=t-1"
+    assert re.fullmatch(
+        r"\[SSE\] s-1 completed phase=\w+ stream=t-1 events=2"
+        rf" bytes={len(EVENT + DONE)} duration=\d+\.\d{{3}}s",
+        last.getMessage(),
+    )
+
+
+def test_a_stopped_streams_line(
+    service: MakeService, provider: responses.RequestsMock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """INFO, the literal `aborted by client/cancel`, then key=value with the cause and stop_ms."""
+    caplog.set_level(logging.INFO, "chatstream")
+    us = service()
+    iterable = us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    us.abort("s-1")
+    iterable.close()
+    last = caplog.records[-1]
+    assert last.levelname == "INFO"
+    assert re.fullmatch(
+        r"\[SSE\] s-1 aborted by client/cancel cause=cancel phase=new stream=t-1 events=0"
+        r" bytes=0 duration=\d+\.\d{3}s stop_ms=\d+\.\d{3}",
+        last.getMessage(),
+    )
+
+
+def test_a_failed_streams_line(
+    service: MakeService, provider: responses.RequestsMock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """WARNING, the code, and what the system said."""
+    caplog.set_level(logging.INFO, "chatstream")
+    provider.reset()
+    provider.post(URL, body=requests.ConnectTimeout(OSError(111, "Connection refused")))
+    list(iterable := service().open(PAYLOAD, session_id="s-1"))
+    iterable.close()
+    last = caplog.records[-1]
+    assert last.levelname == "WARNING"
+    assert re.match(
+        rf"\[SSE\] s-1 failed: upstream_connect phase=\w+ stream={ID} events=0 bytes=0"
+        r' duration=\d+\.\d{3}s detail="',
+        last.getMessage(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "end"),
+    [
+        ({"body": EVENT + DONE}, "completed "),
+        ({"body": EVENT}, "failed: upstream_truncated "),
+        ({"body": b'data: {"error":"x"}\n\n'}, "failed: upstream_error "),
+        ({"status": 401, "body": f"bad key {KEY}"}, "failed: upstream_auth "),
+        ({"body": RuntimeError(f"in our own code, {KEY}")}, "failed: upstream_error "),
+    ],
+)
+def test_every_stream_has_one_terminal_line(
+    service: MakeService,
+    provider: responses.RequestsMock,
+    caplog: pytest.LogCaptureFixture,
+    answer: dict[str, Any],
+    end: str,
+) -> None:
+    """Case 38: exactly one, whatever the end and however often closed."""
+    caplog.set_level(logging.INFO, "chatstream")
+    provider.reset()
+    provider.post(URL, content_type="text/event-stream", **answer)
+    iterable = service().open(PAYLOAD, session_id="s-1")
+    list(iterable)
+    iterable.close()
+    iterable.close()
+    terminal = [m for r in caplog.records if TERMINAL.match(m := r.getMessage())]
+    assert [line.removeprefix("[SSE] s-1 ")[: len(end)] for line in terminal] == [end]
+
+
+def test_the_key_is_never_logged(
+    service: MakeService, provider: responses.RequestsMock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not at DEBUG, not by a provider that repeats it, not in what people wrote."""
+    caplog.set_level(logging.DEBUG)
+    us = service()
+    walked(us.open(PAYLOAD))
+    for status in (400, 401, 500):
+        provider.reset()
+        provider.post(URL, status=status, json={"error": {"message": f"bad key {KEY}"}})
+        walked(us.open(PAYLOAD))
+    assert KEY not in caplog.text
+    assert '"hi"' not in caplog.text
+
+
+def test_a_stop_that_is_seen_as_an_error_is_no_failure(
+    service: MakeService, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Case 16: whatever the call raises after a stop, nothing above INFO is logged."""
+    caplog.set_level(logging.INFO, "chatstream")
+    us = service(ping_interval=0.02)
+    iterable = us.open(PAYLOAD, session_id="s-1")
+    next(iterable)
+    us.abort("s-1")
+    gate.go_on.set()
+    walked(iterable)
+    eventually(lambda: len(us.registry) == 0)
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert "aborted by client/cancel" in caplog.records[-1].getMessage()
+
+
+# Stop, and start again
+
+
+def test_stop_ends_every_stream(service: MakeService, gate: Gate, lines: Lines) -> None:
+    """Case 37: cause shutdown, told to the client as a 503, never logged as a user's stop."""
+    us = service()
+    iterable = us.open(PAYLOAD, session_id="s-1")
+    done = threading.Event()
+    walker = threading.Thread(target=lambda: (list(iterable), done.set()))
+    walker.start()
+    assert gate.asked.wait(5)
+    us.stop()
+    assert done.wait(5)
+    walker.join(5)
+    assert iterable.refusal is not None
+    assert (iterable.refusal.code, iterable.refusal.status) == ("shutting_down", 503)
+    iterable.close()
+    assert lines()[-1].startswith("[SSE] s-1 aborted by shutdown cause=shutdown ")
+
+
+def test_a_stopped_service_starts_again(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """After `stop` the next stream works; unused and twice, `stop` does nothing."""
+    us = service(stream_deadline=60)
+    us.stop()
+    for _ in range(3):
+        assert walked(us.open(PAYLOAD)) == EVENT + DONE
+        us.stop()
+        us.stop()
+
+
+def test_a_stream_opened_before_stop_and_walked_after_it(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """It was aborted with the others: nobody is called."""
+    us = service()
+    iterable = us.open(PAYLOAD)
+    us.stop()
+    list(iterable)
+    assert iterable.refusal is not None
+    assert iterable.refusal.code == "shutting_down"
+    iterable.close()
+    assert len(provider.calls) == 0
+
+
+def test_many_first_streams_at_once(service: MakeService, provider: responses.RequestsMock) -> None:
+    """The first requests of a worker come together: all are served, and it started once."""
+    us = service(max_streams=16)
+    upstreams, barrier = [], threading.Barrier(16)
+
+    def first() -> None:
+        barrier.wait(5)
+        iterable = us.open(PAYLOAD)
+        upstreams.append(us._upstream)
+        walked(iterable)
+
+    threads = [threading.Thread(target=first) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(provider.calls) == 16
+    assert len(set(upstreams)) == 1
+
+
+# Advice
+
+GTHREAD = {"SERVER_SOFTWARE": "gunicorn/27.0.1", "wsgi.multithread": True}
+
+
+@pytest.mark.parametrize(
+    ("environ", "advice"),
+    [
+        ({}, []),
+        (GTHREAD, []),
+        ({"SERVER_SOFTWARE": "gunicorn/27.0.1", "wsgi.multithread": False}, ["sync worker"]),
+        ({"SERVER_SOFTWARE": "waitress", "wsgi.multithread": False}, []),
+        ({**GTHREAD, "wsgi.multiprocess": True}, ["More than one worker"]),
+        ({**GTHREAD, "SERVER_PROTOCOL": "HTTP/2.0"}, ["HTTP/2"]),
+        ({**GTHREAD, "SERVER_PROTOCOL": "HTTP/1.1"}, []),
+    ],
+)
+def test_the_log_says_what_would_surprise(
+    service: MakeService,
+    caplog: pytest.LogCaptureFixture,
+    environ: dict[str, Any],
+    advice: list[str],
+) -> None:
+    """Once, at the first stream, a WARNING for what the server's set-up makes impossible."""
+    us = service()
+    for _ in range(2):
+        us.open(PAYLOAD, environ=environ).close()
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == len(advice)
+    assert all(word in warning for word, warning in zip(advice, warnings, strict=True))
