@@ -98,9 +98,12 @@ class Upstream:
         call = _Call(stream)
         try:
             response = self._post(payload, call)
-        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            stream.check()
-            raise _mapped(error) from error
+        except BaseException as error:
+            stream.disarm()
+            if isinstance(error, (requests.RequestException, HTTPError, OSError, ValueError)):
+                stream.check()
+                raise _mapped(error) from error
+            raise
         body = call.body(response)
         try:
             self._judge(response, body)
@@ -116,7 +119,7 @@ class Upstream:
     def _post(self, payload: bytes, call: _Call) -> requests.Response:
         try:
             return self._send(payload, call)
-        except (requests.ConnectionError, requests.Timeout):
+        except requests.ConnectionError:
             if not call.reused or call.answered or call.stream.ended:
                 raise
         log.info(
@@ -217,15 +220,14 @@ class SocketBody:
         self._stream = stream
         self._framing: Framing = _framing(message)
         self._closed = False
-        self._first = self._framing.feed(_read_ahead(message, sock))
+        self._ahead = _read_ahead(message, sock)
 
     def receive(self, timeout: float) -> bytes:
-        if self._first:
-            first, self._first = self._first, b""
-            return first
         deadline = monotonic() + timeout
+        left = timeout
         while not self._framing.finished:
-            data = self._recv(max(0.0, deadline - monotonic()))
+            data, self._ahead = self._ahead, b""
+            data = data or self._recv(left)
             try:
                 if not data:
                     self._framing.eof()
@@ -237,12 +239,14 @@ class SocketBody:
                 ) from error
             if body:
                 return body
+            if (left := deadline - monotonic()) <= 0:  # bytes, but none of the body's
+                raise TimeoutError
         return b""
 
     def drain(self, timeout: float) -> None:
         deadline = monotonic() + timeout
         with contextlib.suppress(TimeoutError, UpstreamError):
-            while self.receive(max(0.0, deadline - monotonic())):
+            while (left := deadline - monotonic()) > 0 and self.receive(left):
                 pass
 
     def close(self) -> None:
@@ -316,8 +320,7 @@ class _Message(http.client.HTTPResponse):
 
     def begin(self) -> None:
         call = _call.get()
-        self.fp.peek(1)  # waits for the first byte or the end
-        call.answered = True
+        call.answered = bool(self.fp.peek(1))  # waits for the first byte or the end
         super().begin()
         call.message = self
 
@@ -497,11 +500,22 @@ class _Adapter(HTTPAdapter):
     def __init__(
         self, max_streams: int, call_later: Callable[[float, Callable[[], None]], object]
     ) -> None:
-        self._pools = {
-            "http": partial(_Pool, max_idle=max_streams, call_later=call_later),
-            "https": partial(_TLSPool, max_idle=max_streams, call_later=call_later),
-        }
+        self._max_streams = max_streams
+        self._call_later = call_later
+        self._made: list[_PoolMixin] = []
+        self._pools = {"http": partial(self._make, _Pool), "https": partial(self._make, _TLSPool)}
         super().__init__(max_retries=0)
+
+    def _make(self, kind: type[_PoolMixin], *args: Any, **keywords: Any) -> _PoolMixin:
+        pool = kind(*args, max_idle=self._max_streams, call_later=self._call_later, **keywords)
+        self._made.append(pool)
+        return pool
+
+    def close(self) -> None:
+        """Closes the pools; urllib3 leaves that to the garbage collector."""
+        super().close()
+        while self._made:
+            self._made.pop().close()
 
     def init_poolmanager(self, *args: Any, **keywords: Any) -> None:
         super().init_poolmanager(*args, **keywords)
