@@ -144,21 +144,29 @@ class Service:
         """
         self.start(environ)
         stream = Stream(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
-        sock = _client_socket(environ or {})
-        if sock is not None:
-            stream.client = self._loop.watch(sock, partial(stream.abort, Cause.CLIENT))
+        timer = None
         try:
+            if sock := _client_socket(environ or {}):
+                stream.client = self._loop.watch(sock, partial(stream.abort, Cause.CLIENT))
+            if deadline := self.settings.stream_deadline:
+                timer = self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
             superseded, cancelled = self.registry.add(stream)
         except StreamError:
-            if stream.client is not None:
-                stream.client.release()
+            self._let_go(stream, timer)
             raise
         log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
         if superseded is not None:
             superseded.abort(Cause.SUPERSEDED)
         if cancelled:
             stream.abort(Cause.CANCEL)
-        return self._iterable(stream, payload)
+        return StreamIterable(
+            stream,
+            partial(self._connect, payload),
+            ping_interval=self.settings.ping_interval,
+            headers_timeout=self.settings.upstream_headers_timeout,
+            idle_timeout=self.settings.upstream_idle_timeout,
+            on_close=partial(self._closed, stream, timer),
+        )
 
     def abort(self, session_id: str, stream_id: str | None = None, *, owner: str = "") -> bool:
         """Stops the live stream of these names, cause CANCEL.
@@ -170,18 +178,6 @@ class Service:
         """
         stream = self.registry.cancel(owner, session_id, stream_id)
         return stream is not None and stream.abort(Cause.CANCEL)
-
-    def _iterable(self, stream: Stream, payload: bytes) -> StreamIterable:
-        deadline = self.settings.stream_deadline
-        timer = deadline and self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
-        return StreamIterable(
-            stream,
-            partial(self._connect, payload),
-            ping_interval=self.settings.ping_interval,
-            headers_timeout=self.settings.upstream_headers_timeout,
-            idle_timeout=self.settings.upstream_idle_timeout,
-            on_close=partial(self._closed, stream, timer or None),
-        )
 
     def _connect(self, payload: bytes, stream: Stream) -> None:
         self.registry.enter(stream)
@@ -213,10 +209,15 @@ class Service:
             self.registry.leave(stream)
 
     def _closed(self, stream: Stream, timer: Timer | None, outcome: Outcome) -> None:
-        if timer is not None:
-            self._loop.cancel(timer)
+        self._let_go(stream, timer)
         self.registry.remove(stream)
         _log_outcome(outcome)
+
+    def _let_go(self, stream: Stream, timer: Timer | None) -> None:
+        if timer is not None:
+            self._loop.cancel(timer)
+        if stream.client is not None:
+            stream.client.release()
 
 
 def _client_socket(environ: Mapping[str, Any]) -> socket.socket | None:

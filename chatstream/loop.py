@@ -23,7 +23,7 @@ from functools import partial
 from time import monotonic
 
 from chatstream import native
-from chatstream.errors import busy_without_descriptors
+from chatstream.errors import Busy, busy_without_descriptors
 
 _HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -74,7 +74,7 @@ class Loop:
             The watch. Its owner has to `release` it.
 
         Raises:
-            Busy: The process has no descriptor left.
+            Busy: The process has no descriptor left, or cannot start the thread.
         """
         self._start()
         with busy_without_descriptors():
@@ -86,7 +86,7 @@ class Loop:
         return client
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
-        """Runs `callback` in the loop's thread after `delay` seconds."""
+        """Runs `callback` in the loop's thread after `delay` seconds. Raises as `watch` does."""
         self._start()
         timer = Timer(monotonic() + delay, callback)
         with self._lock:
@@ -138,7 +138,14 @@ class Loop:
             epoll.register(self._wakeup, select.EPOLLIN)
             self._epoll = epoll
             self._pid = os.getpid()
-        native.start_thread(partial(self._run, epoll, self._wakeup), "chatstream-loop")
+        try:
+            native.start_thread(partial(self._run, epoll, self._wakeup), "chatstream-loop")
+        except RuntimeError as error:  # can't start new thread
+            wakeup = self._wakeup
+            self.stop()
+            epoll.close()
+            os.close(wakeup)
+            raise Busy("This worker has no free thread. Please try again.") from error
 
     def _wake(self) -> None:
         """Interrupts the thread's sleep. Under the lock: the descriptor is there while it runs."""

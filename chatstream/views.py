@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, current_app, request
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.routing import BaseConverter
 
 from chatstream.errors import Refused, StreamError
 from chatstream.stream import StreamIterable
@@ -36,13 +37,20 @@ def blueprint(url_prefix: str) -> Blueprint:
     return routes
 
 
+class _Anything(BaseConverter):
+    """The rest of a path, whatever is in it: a malformed id is for the view to answer."""
+
+    regex = r"[\s\S]*"
+    part_isolating = False
+
+
 def _add_routes(state: BlueprintSetupState) -> None:
     """Blueprint.add_url_rule insists on a list of methods; a rule without one takes them all."""
     app = state.app
+    app.url_map.converters["chatstream_anything"] = _Anything
     for path, name, view in (
         ("/stream", "stream", stream),
-        ("/cancel/<path:session_id>", "cancel", cancel),
-        ("/cancel/", "cancel", cancel),
+        ("/cancel/<chatstream_anything:session_id>", "cancel", cancel),
         ("/cancel", "cancel", cancel),
     ):
         endpoint = f"{state.name}.{name}"
