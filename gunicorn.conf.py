@@ -24,18 +24,24 @@ worker_connections = max(1000, 2 * threads)
 keepalive = 5
 graceful_timeout = 30
 
-# Stream slots: some threads, or connections, stay free for cancels.
-_slots = {
-    "gthread": threads - max(4, threads // 8),
-    "gevent": worker_connections - 32,
-}[worker_class]
-if _slots < 1:
-    raise SystemExit("CHATSTREAM_THREADS must be at least 5: four stay free for cancels.")
-os.environ.setdefault("CHATSTREAM_MAX_STREAMS", str(_slots))
-
-# A stream takes three to five descriptors.
+# A stream takes four descriptors, five while its provider is being called.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
+
+
+def on_starting(server):
+    """Stream slots: some threads, or connections, stay free for cancels.
+
+    From `server.cfg`, since the command line may have changed what stands above.
+    """
+    cfg = server.cfg
+    slots = {
+        "gthread": cfg.threads - max(4, cfg.threads // 8),
+        "gevent": cfg.worker_connections - 32,
+    }.get(cfg.worker_class_str, 1)
+    if slots < 1:
+        raise SystemExit("CHATSTREAM_THREADS must be at least 5: four stay free for cancels.")
+    os.environ.setdefault("CHATSTREAM_MAX_STREAMS", str(slots))
 
 
 def when_ready(server):
@@ -46,7 +52,7 @@ def when_ready(server):
             "Use one worker with more threads.",
             server.cfg.workers,
         )
-    if "h2" in str(server.cfg.http_protocols):
+    if "h2" in str(getattr(server.cfg, "http_protocols", "")):  # gunicorn 24 and newer
         server.log.warning(
             "h2 in http_protocols: gunicorn serves an HTTP/2 connection's requests one after the "
             "other, so a browser's cancel waits behind its stream. Terminate HTTP/2 in nginx."

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -19,7 +20,9 @@ QUICK = Sizes(stops=20, seconds=3, streams=300, firsts=50)
 READING = """
 Times run from just before the client's close or cancel to the provider's stamp, on one clock. The
 stamp waits until the provider's process gets a core, so on a busy machine it may be later than the
-cancel's 200 though the shutdown was before it: the rows without a relay show how late it can be.
+cancel's 200 though the shutdown was before it, and "tokens after the 200" counts up to the stamp.
+The rows without a relay show the stamp's own delay. The kernel's word, without it, is the tracepoint
+sock:inet_sock_set_state (perf record -k mono): the simulator's socket becomes CLOSE_WAIT.
 """
 _COLUMNS = ("worker", "measured", "figure", "p50 ms", "p99 ms", "max ms", "target", "met", "note")
 
@@ -84,11 +87,18 @@ def _conditions(busy: list[float]) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].split("\n")[0]
     cores = len(os.sched_getaffinity(0))
+    code = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=RESULTS.parent,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     facts = {
         "Date": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
         "Command": " ".join(["python -m bench", *sys.argv[1:]]),
         "Machine": f"{model or platform.machine()}, {cores} cores, Linux {platform.release()}",
         "Load average": f"{busy[0]:.1f} before, {busy[1]:.1f} after (the benchmark's own included)",
+        "Code": f"{code or 'unknown'}, as it was at the end",
         "Versions": f"Python {platform.python_version()}, {versions}",
     }
     return "".join(f"- {name}: {fact}\n" for name, fact in facts.items())

@@ -39,12 +39,13 @@ def _prefix(value: Any) -> str:
 def _url(value: Any) -> str:
     sentence = "an http:// or https:// address such as https://api.deepseek.com/chat/completions"
     text = value.strip() if isinstance(value, str) else ""
-    parts = urlsplit(text)
     try:
+        parts = urlsplit(text)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        good = good and parts.username is None and text.isprintable() and " " not in text
     except ValueError:
         good = False
-    if not good or parts.username is not None or not text.isprintable() or " " in text:
+    if not good:
         raise ValueError(sentence)
     return text
 
@@ -91,7 +92,7 @@ def _seconds_or_off(value: Any) -> float | None:
 def _number(value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     return number
 
@@ -169,5 +170,6 @@ def _checked(key: str, value: Any, check: Callable[[Any], Any], showable: bool) 
     try:
         return check(value)
     except ValueError as error:
+        showable = showable and not {"@", "?"} & set(str(value))  # a password, a key
         shown = f", not {value!r}" if showable else ""
         raise ConfigError(f"{key} must be {error}{shown}.") from None

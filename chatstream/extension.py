@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
@@ -20,7 +20,9 @@ from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cause, Kind, Outcome
 from chatstream.registry import Registry
 from chatstream.stream import Stream, StreamIterable
-from chatstream.upstream import Upstream
+
+if TYPE_CHECKING:
+    from chatstream.upstream import Upstream
 
 log = logging.getLogger("chatstream")
 
@@ -94,6 +96,10 @@ class Service:
         """
         if self._pid == os.getpid():
             return
+        # Here, after the fork: with preload_app, gevent patches ssl after the app was imported,
+        # and urllib3 must not have bound the unpatched one.
+        from chatstream.upstream import Upstream
+
         with self._lock:
             if self._pid == os.getpid():
                 return
@@ -151,7 +157,7 @@ class Service:
             if deadline := self.settings.stream_deadline:
                 timer = self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
             superseded, cancelled = self.registry.add(stream)
-        except StreamError:
+        except BaseException:
             self._let_go(stream, timer)
             raise
         log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)

@@ -52,6 +52,7 @@ class Loop:
     """
 
     def __init__(self) -> None:
+        self._starting = native.allocate_lock()  # held by who starts the thread
         self._reset()
 
     def _reset(self) -> None:
@@ -128,24 +129,22 @@ class Loop:
     def _start(self) -> None:
         if self._pid == os.getpid():
             return
-        if self._pid:
-            self._reset()  # forked: the thread and all it watched are the parent's
-        with self._lock, busy_without_descriptors():
-            if self._pid:
+        with self._starting, busy_without_descriptors():
+            if self._pid == os.getpid():
                 return
+            self._reset()  # after a fork, the thread and all it watched are the parent's
             epoll = native.epoll()
-            self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            epoll.register(self._wakeup, select.EPOLLIN)
-            self._epoll = epoll
+            wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            epoll.register(wakeup, select.EPOLLIN)
+            self._epoll, self._wakeup = epoll, wakeup
+            try:
+                native.start_thread(partial(self._run, epoll, wakeup), "chatstream-loop")
+            except RuntimeError as error:  # can't start new thread
+                self._epoll = None
+                epoll.close()
+                os.close(wakeup)
+                raise Busy("This worker has no free thread. Please try again.") from error
             self._pid = os.getpid()
-        try:
-            native.start_thread(partial(self._run, epoll, self._wakeup), "chatstream-loop")
-        except RuntimeError as error:  # can't start new thread
-            wakeup = self._wakeup
-            self.stop()
-            epoll.close()
-            os.close(wakeup)
-            raise Busy("This worker has no free thread. Please try again.") from error
 
     def _wake(self) -> None:
         """Interrupts the thread's sleep. Under the lock: the descriptor is there while it runs."""
@@ -239,6 +238,7 @@ class ClientSocket:
             self._loop.cancel(self._timer)
         self._loop.forget(self)
         self._sock.close()
+        self.on_hang_up = _nothing  # else stream and watch keep one another
 
     def _check(self, patience: float, last: int) -> None:
         # Under the lock: the descriptor must not be closed, and given away, meanwhile.

@@ -3,8 +3,8 @@
 gevent replaces `_thread`, `threading` and `select` with cooperative versions. The loop
 (`chatstream.loop`) is a native thread that has to wake while every greenlet sleeps, and what it
 touches must never wait for a greenlet: a native thread that takes a patched lock was seen to wait
-0.3 s. So the few primitives shared with it come from here. Only this module and
-`chatstream.workers` know gevent; without gevent each function is the standard library's.
+0.3 s. So the few primitives shared with it come from here. Only this module knows gevent; without
+gevent each function is the standard library's.
 
 Nothing is cached at import time: gevent may patch after chatstream was imported (`preload_app`).
 """

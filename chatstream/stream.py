@@ -388,11 +388,13 @@ class StreamIterable:
         if stream.client is not None:
             stream.client.release()
         outcome = stream.outcome()
-        if stream.body is not None:
-            if outcome.kind is Kind.COMPLETED:
-                stream.body.drain(DRAIN)
-            stream.body.close()
-        self._on_close(outcome)
+        try:
+            if stream.body is not None:
+                if outcome.kind is Kind.COMPLETED:
+                    stream.body.drain(DRAIN)
+                stream.body.close()
+        finally:
+            self._on_close(outcome)
 
     def _advance(self) -> bytes:
         """The next bytes for the client; b"" when the stream has ended."""

@@ -167,6 +167,8 @@ class Upstream:
                 status=429,
                 retry_after=_retry_after(response.headers.get("Retry-After")),
             )
+        elif status == 407:
+            raise UpstreamError("The proxy wants a password.", code="upstream_connect")
         elif 400 <= status < 500:
             raise UpstreamError(
                 self._message(body) or f"The provider rejected the request ({status}).",
@@ -269,11 +271,7 @@ class SocketBody:
             raise TimeoutError from None
         except (OSError, ValueError, AttributeError) as error:
             # ValueError and AttributeError: a TLS object that was torn down under the read.
-            broke = UpstreamError(
-                "The connection to the provider broke.", code="upstream_truncated"
-            )
-            broke.detail = _shown(error)
-            raise broke from error
+            raise _broken(error) from error
 
 
 class MockedBody:
@@ -283,7 +281,10 @@ class MockedBody:
         self._response = response
 
     def receive(self, timeout: float) -> bytes:
-        data: bytes = self._response.raw.read(_CHUNK)
+        try:
+            data: bytes = self._response.raw.read(_CHUNK)
+        except (HTTPError, OSError, ValueError) as error:
+            raise _broken(error) from error
         return data
 
     def drain(self, timeout: float) -> None:
@@ -322,6 +323,11 @@ class _Message(http.client.HTTPResponse):
         call = _call.get()
         call.answered = bool(self.fp.peek(1))  # waits for the first byte or the end
         super().begin()
+        while 100 <= self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+            # Interim (RFC 9110, 15.2): the answer follows. http.client skips only 100, and a
+            # connection put back here would give the answer to the next stream.
+            self.headers = None  # type: ignore[assignment]
+            super().begin()
         call.message = self
 
 
@@ -364,19 +370,26 @@ def _dial(connection: HTTPConnection, stream: Stream) -> socket.socket:
     failure: OSError = OSError("the name has no address")
     for family, kind, protocol, _, address in addresses:
         stream.check()
-        sock = socket.socket(family, kind, protocol)
         try:
-            stream.arm(sock)
-            _connect(sock, address, connection, stream)
-            return sock
+            return _connected(socket.socket(family, kind, protocol), address, connection, stream)
         except OSError as error:
-            sock.close()
             stream.check()
             failure = error
-        except BaseException:
-            sock.close()
-            raise
+            if out_of_descriptors(error):
+                break
     raise failure
+
+
+def _connected(
+    sock: socket.socket, address: Any, connection: HTTPConnection, stream: Stream
+) -> socket.socket:
+    try:
+        stream.arm(sock)
+        _connect(sock, address, connection, stream)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect(sock: socket.socket, address: Any, connection: HTTPConnection, stream: Stream) -> None:
@@ -545,6 +558,8 @@ class _Bearer(AuthBase):
 
 
 def _framing(message: http.client.HTTPResponse) -> Framing:
+    if message.status < 200:  # another protocol from here on
+        return UntilClose()
     if message.chunked:
         return Chunked()
     return UntilClose() if message.length is None else Length(message.length)
@@ -574,6 +589,12 @@ def _whole(body: Body) -> bytes:
 
 def _not_stream(what: str) -> UpstreamError:
     return UpstreamError(f"The provider answered with {what}.", code="upstream_not_stream")
+
+
+def _broken(error: Exception) -> UpstreamError:
+    broken = UpstreamError("The connection to the provider broke.", code="upstream_truncated")
+    broken.detail = _shown(error)
+    return broken
 
 
 def _retry_after(value: str | None) -> str | None:

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """A sessionId or streamId."""
 
-_Answer = Response | tuple[Any, ...]
+_UNWALKED = "chatstream.unwalked"
+"""In the environ: a stream whose response has not been given to the server yet."""
 
 
 def blueprint(url_prefix: str) -> Blueprint:
     """The routes, under `url_prefix`."""
     routes = Blueprint("chatstream", __name__, url_prefix=url_prefix)
     routes.record(_add_routes)
+    routes.teardown_request(_drop)
     return routes
 
 
@@ -82,7 +84,15 @@ def stream() -> Any:
         )
     except StreamError as error:
         return _refuse(error)
+    request.environ[_UNWALKED] = source
     return StreamResponse(source)
+
+
+def _drop(error: BaseException | None) -> None:
+    """Ends a stream that no server will walk: the app gave another answer after our view."""
+    source = request.environ.pop(_UNWALKED, None)
+    if source is not None:
+        source.close()
 
 
 def cancel(session_id: str = "") -> Any:
@@ -116,13 +126,8 @@ class StreamResponse(Response):
         self._source = source
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ.pop(_UNWALKED, None)
         return _Begun(self, self._source, environ, start_response)
-
-    def __del__(self) -> None:
-        # The app may drop a response that it never walks: an after_request that raises.
-        source = getattr(self, "_source", None)
-        if source is not None:
-            source.close()
 
 
 class _Begun:
@@ -185,10 +190,10 @@ def _owner() -> Any:
     owner = identify()
     if owner is None:
         return _refuse(Refused("Who are you? Please log in.", code="unauthenticated", status=401))
-    if isinstance(owner, int) and not isinstance(owner, bool):
-        return str(owner)
-    if isinstance(owner, str) or _is_response(owner):
+    if _is_response(owner):
         return owner
+    if isinstance(owner, (str, int)) and not isinstance(owner, bool):
+        return str(owner)  # a plain one, also of a LocalProxy
     raise TypeError(
         f"identify must return a str, an int, a response or None, not {type(owner).__name__}"
     )
@@ -220,7 +225,10 @@ def _no_constant(name: str) -> None:
 
 def _bytes_body(limit: int) -> bytes:
     try:
-        data = b"" if (request.content_length or 0) > limit else request.stream.read(limit + 1)
+        data = b""
+        if (request.content_length or 0) <= limit:
+            # What a hook of the app's has read already, werkzeug has kept.
+            data = request.stream.read(limit + 1) or request.get_data()
     except RequestEntityTooLarge:  # the app's own MAX_CONTENT_LENGTH
         raise _too_large(limit) from None
     except HTTPException:

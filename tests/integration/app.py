@@ -11,7 +11,7 @@ import struct
 import termios
 import threading
 
-from flask import Flask, jsonify, request
+from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from chatstream import ChatStream
@@ -80,3 +80,17 @@ def hidden(environ: dict[str, object], start_response: object) -> object:
     """The same app behind a middleware that shows no socket."""
     environ.pop("gunicorn.socket", None)
     return app(environ, start_response)  # type: ignore[arg-type]
+
+
+@app.before_request
+def read_the_body() -> None:
+    """What many hosts do: log or check the JSON of every request."""
+    if request.headers.get("X-Read-Body"):
+        request.get_json(silent=True)
+
+
+@app.after_request
+def break_the_response(response: Response) -> Response:
+    if request.headers.get("X-Break"):
+        raise RuntimeError("an after_request of the app's that fails")
+    return response

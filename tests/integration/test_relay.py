@@ -370,6 +370,28 @@ def test_a_hosts_error_pages_do_not_replace_refusals(rig: Rig) -> None:
     assert rig.server.get("/nowhere")[1] == b"<h1>404</h1>"
 
 
+def test_a_host_may_read_the_body_first(rig: Rig, session: str) -> None:
+    """A before_request that looks at the JSON leaves it to us all the same."""
+    client = rig.client()
+    client.post(session, headers={"X-Read-Body": "1"}, simulate={"tokens": 1, "rate": 100})
+    assert client.head()[0] == 200
+    assert client.body().endswith(b"[DONE]\n\n")
+
+
+def test_a_host_that_breaks_the_response_costs_no_slot(
+    rigs: Rigs, worker_class: str, session: str
+) -> None:
+    """An after_request that raises: the stream that nobody walks is over at once."""
+    rig = rigs("plain", worker_class, CHATSTREAM_MODEL="broken")
+    for number in range(3):
+        client = rig.client()
+        client.post(f"{session}.{number}", headers={"X-Break": "1"})
+        assert client.head()[0] == 500
+        assert rig.server.debug()["slots"] == 0
+        assert "phase=new" in rig.server.ending_of(f"{session}.{number}")
+    rig.check_leaks()
+
+
 CLOCKS = {
     "CHATSTREAM_PING_INTERVAL": "0.2",
     "CHATSTREAM_UPSTREAM_HEADERS_TIMEOUT": "1.1",

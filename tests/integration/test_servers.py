@@ -126,6 +126,30 @@ def test_a_foreign_gthread(log_file: Path, provider: Provider) -> None:
 
 
 @pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
+def test_preload_app_with_a_provider_behind_tls(
+    log_file: Path, certificate: Certificate, worker_class: str
+) -> None:
+    """gevent patches ssl after the app was imported; the provider is called all the same."""
+    options = ["--worker-class", worker_class, "--threads", "8", "--preload"]
+    trust = {"REQUESTS_CA_BUNDLE": certificate.authority}
+    with (
+        contextlib.closing(Provider(certfile=certificate.cert)) as provider,
+        serving(log_file, provider, *options, command=FOREIGN, **trust) as rig,
+    ):
+        assert_whole_answers(rig)
+        assert_a_cancel_stops(rig)
+
+
+def test_slots_follow_the_command_line(log_file: Path, provider: Provider) -> None:
+    """--threads overrides gunicorn.conf.py, and some of those threads stay free for cancels."""
+    with serving(log_file, provider, "--threads", "8", app="wsgi:app") as rig:
+        for number in range(4):
+            silent(rig, f"slot-{number}")
+        assert rig.client().post("slot-5").head()[0] == 503
+        assert rig.server.cancel("slot-1")[0] == 200
+
+
+@pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
 def test_preload_app(log_file: Path, provider: Provider, worker_class: str) -> None:
     """Case 36: the app is imported before the fork; threads and connections come after it."""
     options = ["--worker-class", worker_class, "--threads", "8", "--preload"]
