@@ -21,8 +21,8 @@ READING = """
 Times run from just before the client's close or cancel to the provider's stamp, on one clock. The
 stamp waits until the provider's process gets a core, so on a busy machine it may be later than the
 cancel's 200 though the shutdown was before it, and "tokens after the 200" counts up to the stamp.
-The rows without a relay show the stamp's own delay. The kernel's word, without it, is the tracepoint
-sock:inet_sock_set_state (perf record -k mono): the simulator's socket becomes CLOSE_WAIT.
+The rows without a relay show the stamp's own delay. The kernel's word, without that delay, is the
+tracepoint sock:inet_sock_set_state (perf record -k mono): the provider's socket goes to CLOSE_WAIT.
 """
 _COLUMNS = ("worker", "measured", "figure", "p50 ms", "p99 ms", "max ms", "target", "met", "note")
 

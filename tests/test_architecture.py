@@ -10,10 +10,25 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "chatstream"
-MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glob("*.py"))}
+
+
+def name_of(path: Path) -> str:
+    """A module's name within the package; a package inside it goes by its own."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 FLOORS = [
-    {"errors", "sse", "framing", "outcome", "native", "simulator"},
+    {"simulator.wire", "simulator.exchange"},
+    {"simulator.plan"},
+    {"simulator.script"},
+    {"simulator.connection"},
+    {"simulator.ledger"},
+    {"simulator.server"},
+    {"simulator.command"},
+    {"simulator", "simulator.__main__"},
+    {"errors", "sse", "framing", "outcome", "native"},
     {"config", "loop"},
     {"stream"},
     {"registry", "upstream"},
@@ -65,7 +80,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 def siblings(tree: ast.AST) -> set[str]:
     """The modules of this package that a module imports."""
-    names = {name.removeprefix("chatstream.").partition(".")[0] for name in imported(tree)}
+    names = {name.removeprefix("chatstream.") for name in imported(tree)}
     return names & set(MODULES)
 
 
@@ -99,7 +114,16 @@ def test_the_imports_are_seen() -> None:
     assert {"native", "sse", "errors", "outcome"} <= siblings(MODULES["stream"])
     assert {"views", "registry", "loop", "upstream"} <= siblings(MODULES["extension"])
     assert "simulator" in siblings(MODULES["cli"])
+    assert {"simulator.plan", "simulator.ledger"} <= siblings(MODULES["simulator.server"])
     assert "extension" not in siblings(MODULES["views"])  # under TYPE_CHECKING only
+
+
+def test_the_simulator_stands_alone() -> None:
+    """It imports nothing else of the package, of which only the command imports it."""
+    inside = {module for module in MODULES if module.partition(".")[0] == "simulator"}
+    assert set().union(*(siblings(MODULES[module]) for module in inside)) <= inside
+    users = {module for module in set(MODULES) - inside if siblings(MODULES[module]) & inside}
+    assert users == {"cli"}
 
 
 @pytest.mark.parametrize("module", MODULES)

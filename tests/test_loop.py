@@ -508,6 +508,16 @@ def test_a_released_socket_is_not_shut_down(loop: Loop) -> None:
         assert not writer.ended.is_set()
 
 
+def test_patience_ends_with_its_watch(loop: Loop) -> None:
+    """Stopped streams whose clients were let go leave no timers behind."""
+    with unix_pair() as (server, _):
+        for _ in range(300):
+            watch = loop.watch(server, lambda: None)
+            watch.expect_end(60)
+            watch.release()
+    assert len(loop._timers) < 150
+
+
 # The thread
 
 

@@ -336,8 +336,11 @@ def test_each_early_cancel_has_its_own_thirty_seconds(
     pass_time(20)
     registry.cancel("", "s", "t-2")
     pass_time(15)
-    assert registry.add(live("a", "t-1")) == (None, False)
-    assert registry.add(live("s", "t-2"))[1] is True
+    registry.cancel("", "s", "t-3")
+    assert registry.add(live("s", "t-1"))[1] is False
+    pass_time(16)
+    assert registry.add(live("s", "t-2"))[1] is False
+    assert registry.add(live("s", "t-3"))[1] is True
 
 
 def test_a_repeated_early_cancel_counts_from_the_last(
@@ -368,6 +371,16 @@ def test_the_same_early_cancel_many_times_is_one(registry: Registry) -> None:
     for _ in range(200):
         registry.cancel("", "s", "t-2")
     assert registry.add(live("s", "t-1")) == (None, True)
+
+
+def test_a_repeated_early_cancel_is_the_owners_newest(registry: Registry) -> None:
+    """Repeated, a cancel is the last to be pushed out."""
+    for n in range(REMEMBER_PER_OWNER):
+        registry.cancel("", "s", f"t-{n}")
+    registry.cancel("", "s", "t-0")
+    registry.cancel("", "s", "one more")
+    assert registry.add(live("s", "t-1"))[1] is False
+    assert registry.add(live("s", "t-0"))[1] is True
 
 
 def test_a_cancel_of_a_stream_that_has_been_is_late_not_early(registry: Registry) -> None:

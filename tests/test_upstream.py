@@ -24,7 +24,7 @@ from chatstream.config import Settings
 from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
 from chatstream.loop import Loop
 from chatstream.outcome import Cause, Phase
-from chatstream.stream import Body, Stream
+from chatstream.stream import Body, SocketHandle, Stream
 from chatstream.upstream import Upstream
 from tests.conftest import eventually
 
@@ -1084,6 +1084,29 @@ def test_an_idle_connection_is_ended_after_its_time(
         assert len(there.peers) == number
         assert there.closed.wait(5)
         there.closed.clear()
+
+
+def test_a_connection_can_be_closed_while_it_is_swept(
+    provider: MakeProvider, upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`close` finds each idle connection, also the one that the loop is ending in that moment."""
+    monkeypatch.setattr("chatstream.upstream.IDLE", 0.05)
+    swept, go_on = threading.Event(), threading.Event()
+    shutdown = SocketHandle.shutdown
+
+    def interrupted(handle: SocketHandle) -> None:
+        shutdown(handle)
+        swept.set()
+        assert go_on.wait(10)
+
+    there = provider(always_says(WHOLE))
+    us = upstream(there.url)
+    whole_call(us)
+    monkeypatch.setattr(SocketHandle, "shutdown", interrupted)
+    assert swept.wait(5)
+    us.close()
+    go_on.set()
+    assert there.closed.wait(5)
 
 
 def test_a_connection_in_use_is_not_ended_by_the_sweep(
