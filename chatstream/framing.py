@@ -78,6 +78,10 @@ class Chunked:
         self._after_data = False  # the CRLF that closes a chunk's data comes next
 
     def feed(self, data: bytes) -> bytes:
+        if not (self._rest or self._left or self._after_data or self._in_trailer):
+            whole = _one_chunk(data)
+            if whole:
+                return whole  # what a provider sends nearly always
         data, self._rest = self._rest + data, b""
         body = []
         position = 0
@@ -124,3 +128,13 @@ class Chunked:
         if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
             raise BadFraming("a chunk's size is not a number")
         return int(digits, 16)
+
+
+def _one_chunk(data: bytes) -> bytes:
+    """The chunk's data if `data` is one chunk and nothing else, else nothing."""
+    end = data.find(b"\r\n", 0, 10)
+    digits = data[: max(end, 0)]
+    if not digits.isalnum() or digits.strip(b"0123456789abcdefABCDEF"):
+        return b""
+    body = data[end + 2 : -2]
+    return body if len(body) == int(digits, 16) and data.endswith(b"\r\n") else b""

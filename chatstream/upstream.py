@@ -505,8 +505,9 @@ class _PoolMixin(HTTPConnectionPool):
             while monotonic() - self._idle[0].since >= IDLE:
                 connection = self._idle.popleft().connection
                 with contextlib.suppress(OSError):
-                    SocketHandle(connection.sock).shutdown()
-                self._swept.append(connection)
+                    handle = SocketHandle(connection.sock)
+                    self._swept.append(connection)  # from here on an owner may close it
+                    handle.shutdown()
             self._sweep_after(self._idle[0].since + IDLE - monotonic())
 
     def close(self) -> None:
