@@ -114,8 +114,7 @@ class Loop:
             self._watches.clear()
             self._timers.clear()
             self._cancelled = 0
-            if self._pid == os.getpid():
-                self._wake()
+            self._wake()
             self._pid = 0
             self._epoll = None
 
@@ -132,23 +131,27 @@ class Loop:
         with self._starting, busy_without_descriptors():
             if self._pid == os.getpid():
                 return
-            self._reset()  # after a fork, the thread and all it watched are the parent's
-            epoll = native.epoll()
-            wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            epoll.register(wakeup, select.EPOLLIN)
-            self._epoll, self._wakeup = epoll, wakeup
-            try:
-                native.start_thread(partial(self._run, epoll, wakeup), "chatstream-loop")
-            except RuntimeError as error:  # can't start new thread
-                self._epoll = None
-                epoll.close()
-                os.close(wakeup)
-                raise Busy("This worker has no free thread. Please try again.") from error
-            self._pid = os.getpid()
+            if self._pid:
+                self._reset()  # forked: the thread and all it watched are the parent's
+            with self._lock:
+                self._start_thread()
+                self._pid = os.getpid()
+
+    def _start_thread(self) -> None:
+        epoll = native.epoll()
+        wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        epoll.register(wakeup, select.EPOLLIN)
+        try:
+            native.start_thread(partial(self._run, epoll, wakeup), "chatstream-loop")
+        except RuntimeError as error:  # can't start new thread
+            epoll.close()
+            os.close(wakeup)
+            raise Busy("This worker has no free thread. Please try again.") from error
+        self._epoll, self._wakeup = epoll, wakeup
 
     def _wake(self) -> None:
         """Interrupts the thread's sleep. Under the lock: the descriptor is there while it runs."""
-        if self._epoll is not None:
+        if self._epoll is not None and self._pid == os.getpid():
             os.eventfd_write(self._wakeup, 1)
 
     def _run(self, epoll: select.epoll, wakeup: int) -> None:

@@ -162,6 +162,11 @@ class _Begun:
         self._source.close()
         self._response.close()
 
+    def __del__(self) -> None:
+        # PEP 3333 has servers call `close`, but werkzeug's does not where the client sent a RST.
+        # Its handler drops us then, in its own thread. Where `close` was called this does nothing.
+        self._source.close()
+
     def _start(self, data: bytes) -> bytes:
         """Sends status and headers; returns the first bytes."""
         response = self._response

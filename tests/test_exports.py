@@ -60,14 +60,17 @@ def test_the_package_says_that_it_is_typed() -> None:
 
 
 def test_the_import_starts_nothing() -> None:
-    """Importing makes no thread, no socket, and loads neither gevent nor gunicorn nor simulator."""
+    """Importing makes no thread, no socket, and loads neither gevent, gunicorn nor the simulator.
+
+    Nor urllib3: with preload_app, gevent patches ssl after this import, and urllib3 must see that.
+    """
     script = """
 import os, sys, threading
 before = len(os.listdir("/proc/self/fd"))
 import chatstream
 assert threading.active_count() == 1
 assert len(os.listdir("/proc/self/fd")) == before
-loaded = {"gevent", "gunicorn", "chatstream.simulator"} & set(sys.modules)
+loaded = {"gevent", "gunicorn", "chatstream.simulator", "urllib3", "requests"} & set(sys.modules)
 assert not loaded, loaded
 """
     run = subprocess.run(

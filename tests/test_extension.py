@@ -26,6 +26,7 @@ from chatstream import (
     StreamIterable,
 )
 from chatstream.config import Settings
+from chatstream.upstream import MockedBody
 from tests.conftest import eventually
 
 URL = "https://provider.test/v1/chat"
@@ -530,6 +531,7 @@ def test_a_failed_streams_line(
     ("answer", "end"),
     [
         ({"body": EVENT + DONE}, "completed "),
+        ({"body": EVENT, "headers": {"Content-Length": "999"}}, "failed: upstream_truncated "),
         ({"body": EVENT}, "failed: upstream_truncated "),
         ({"body": b'data: {"error":"x"}\n\n'}, "failed: upstream_error "),
         ({"status": 401, "body": f"bad key {KEY}"}, "failed: upstream_auth "),
@@ -650,6 +652,47 @@ def test_many_first_streams_at_once(service: MakeService, provider: responses.Re
         thread.join(10)
     assert len(provider.calls) == 16
     assert len(set(upstreams)) == 1
+
+
+def test_stop_closes_the_idle_connections(service: MakeService) -> None:
+    """A connection that waits for its next stream is closed with the service."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+    closed = threading.Event()
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(10)
+            seen = b""
+            while PAYLOAD not in seen:
+                seen += sock.recv(65536)
+            sock.sendall(head % len(DONE) + DONE)
+            if sock.recv(1) == b"":
+                closed.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        us = service(upstream_url=f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        server = threading.Thread(target=serve)
+        server.start()
+        assert walked(us.open(PAYLOAD)) == DONE
+        assert not closed.wait(0.05)
+        us.stop()
+        assert closed.wait(5)
+        server.join(5)
+
+
+def test_an_answer_that_comes_after_the_end_is_closed(
+    service: MakeService, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider answers, the stream has ended: who called it closes what came."""
+    closed = threading.Event()
+    monkeypatch.setattr(MockedBody, "close", lambda body: closed.set())
+    us = service(ping_interval=0.02)
+    iterable = us.open(PAYLOAD)
+    next(iterable)
+    iterable.close()
+    gate.go_on.set()
+    assert closed.wait(5)
 
 
 # Advice

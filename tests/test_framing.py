@@ -28,6 +28,7 @@ CHUNKED = {
     "leading zeros": (b"0005\r\nhello\r\n000\r\n\r\n", b"hello"),
     "spaces": (b"5 \r\nhello\r\n0\r\n\r\n", b"hello"),
     "bare LF": (b"5\nhello\n0\n\n", b"hello"),
+    "a chunk as data": (b"6\r\n1\r\nx\r\n\r\n0\r\n\r\n", b"1\r\nx\r\n"),
     "line ends and sizes as data": (b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n", b"\r\n0\r\n\r\n"),
 }
 chunked = pytest.mark.parametrize(("raw", "body"), CHUNKED.values(), ids=CHUNKED)
@@ -60,11 +61,15 @@ def test_a_chunk_is_handed_over_before_it_is_whole() -> None:
     assert framing.feed(b"ff\r\ndata: a\n\n") == b"data: a\n\n"
 
 
-@pytest.mark.parametrize("pieces", [[b"0\r\n\r\nHTTP/1.1"], [b"5\r\nhello\r\n0\r\n\r\n\n"]])
+@pytest.mark.parametrize(
+    "pieces",
+    [[b"0\r\n\r\nHTTP/1.1"], [b"0\r\n\r\n", b"1\r\nx\r\n"], [b"1\r\nx\r\n0\r\n\r\n\n"]],
+    ids=["an answer", "a chunk", "a line end"],
+)
 def test_bytes_after_the_last_chunk_spoil_the_connection(pieces: list[bytes]) -> None:
     """A connection on which bytes came that nobody asked for carries no other request."""
     framing = Chunked()
-    body_of(framing, pieces)
+    assert body_of(framing, pieces) in (b"", b"x")
     assert framing.finished
     assert not framing.reusable
 
@@ -94,6 +99,13 @@ def test_bad_chunks_are_a_fault(raw: bytes) -> None:
         body_of(Chunked(), [raw])
     with pytest.raises(BadFraming):
         body_of(Chunked(), [raw[i : i + 100] for i in range(0, len(raw), 100)])
+
+
+@pytest.mark.parametrize("pieces", [[b"5\r\nhello", b"1\r\nx\r\n"], [b"1\r\nxyz", b"0\r\n\r\n"]])
+def test_a_chunk_without_its_line_end_is_a_fault(pieces: list[bytes]) -> None:
+    """What follows a chunk's data has to be the line end, also where it looks like a chunk."""
+    with pytest.raises(BadFraming):
+        body_of(Chunked(), pieces)
 
 
 def test_a_length_counts_its_bytes() -> None:

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
+from chatstream import native
 from chatstream.errors import Busy
 from chatstream.loop import Loop
 from tests.conftest import eventually
@@ -553,7 +554,7 @@ def test_a_thread_that_could_not_start_is_started_later(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr("chatstream.native.start_thread", exhausted)
+        patch.setattr(native, "start_thread", exhausted)
         with pytest.raises((RuntimeError, Busy)):
             loop.call_later(0.0, lambda: None)
     settled(loop)
@@ -606,6 +607,23 @@ def test_a_loop_started_right_after_its_stop_has_one_thread(loop: Loop) -> None:
     eventually(lambda: len(threads_named("chatstream-loop")) == 1)
     loop.stop()
     eventually(lambda: not threads_named("chatstream-loop"))
+
+
+def test_a_stop_in_the_middle_of_a_start(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped by another thread while its own is being started, a loop works at its next use."""
+    start_thread = native.start_thread
+
+    def overtaken(target: Callable[[], None], name: str) -> None:
+        stopper = threading.Thread(target=loop.stop)
+        stopper.start()
+        stopper.join(5)
+        start_thread(target, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "start_thread", overtaken)
+        loop.call_later(0.0, lambda: None)
+    settled(loop)
+    assert len(threads_named("chatstream-loop")) == 1
 
 
 def test_starts_and_stops_can_race(loop: Loop) -> None:

@@ -254,6 +254,7 @@ CLASSES = {
     "error event": (b"event: error\ndata: overloaded\n\n", Kind.ERROR),
     "error event without spaces": (b"event:error\rdata:x\r\r", Kind.ERROR),
     "error event, lines of two kinds": (b"data: x\revent: error\n\n", Kind.ERROR),
+    "error event named last": (b"data: x\nevent: error\n\n", Kind.ERROR),
     "another event": (b"event: errors\ndata: x\n\n", Kind.EVENT),
     # what is not JSON is an event like any other
     "text": (b"data: hello\n\n", Kind.EVENT),

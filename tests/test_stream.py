@@ -938,6 +938,21 @@ def test_a_whole_answer_is_drained_then_closed(walk: MakeWalk) -> None:
     assert w.body.calls == [("drain", DRAIN), "close"]
 
 
+def test_an_outcome_is_told_even_if_the_body_cannot_be_closed(walk: MakeWalk) -> None:
+    """Slot and log line do not depend on the connection's end going well."""
+    w = walk()
+    w.say(EVENT)
+    assert w.next() == EVENT
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    w.body.close = broken  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        w.iterable.close()
+    assert len(w.outcomes) == 1
+
+
 @pytest.mark.parametrize("end", ["abort", "fail", "client"])
 def test_what_was_stopped_is_not_drained(walk: MakeWalk, end: str) -> None:
     """A stop waits for nothing: the body is closed at once."""

@@ -447,6 +447,31 @@ def test_what_is_a_stream(
     assert whole_call(upstream(there.url)) == DONE
 
 
+INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [INTERIM, INTERIM * 3, b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n"],
+    ids=["one", "three", "100", "102"],
+)
+def test_interim_answers_are_skipped(
+    provider: MakeProvider, upstream: MakeUpstream, before: bytes
+) -> None:
+    """What comes before the answer is no answer, and does not disturb the connection's next one."""
+    there = provider(always_says(before + WHOLE))
+    us = upstream(there.url)
+    assert [whole_call(us), whole_call(us)] == [EVENT + DONE] * 2
+    assert len(there.peers) == 1
+
+
+def test_another_protocol_is_no_stream(provider: MakeProvider, upstream: MakeUpstream) -> None:
+    """A 101 that nobody asked for ends the connection."""
+    there = provider(says(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"))
+    assert refused(upstream(there.url)).code == "upstream_not_stream"
+    assert there.closed.wait(5)
+
+
 def test_a_redirect_does_not_carry_the_key_away(
     provider: MakeProvider, upstream: MakeUpstream
 ) -> None:
@@ -596,6 +621,19 @@ def test_a_connection_that_ends_without_an_answer(
     error = refused(upstream(there.url))
     assert (error.code, error.status) == ("upstream_unreachable", 502)
     assert len(there.requests) == 1
+
+
+def test_a_call_that_failed_keeps_nothing(
+    provider: MakeProvider, upstream: MakeUpstream, stream: Stream
+) -> None:
+    """The connection is given back with the error, not when the stream is told of it."""
+    there = provider(says(b"SSH-2.0-OpenSSH_9\r\n"))
+    us = upstream(there.url)
+    before = descriptors()
+    with pytest.raises(UpstreamError):
+        opened(us, stream)
+    assert there.closed.wait(5)
+    eventually(lambda: descriptors() <= before, "descriptors as before")
 
 
 def test_headers_that_do_not_come_are_a_timeout(
@@ -789,6 +827,30 @@ def test_a_receive_is_bounded_in_time(
     with pytest.raises(TimeoutError):
         body.receive(0.05)
     assert time.monotonic() - begin < 1
+    body.close()
+
+
+@pytest.mark.parametrize("timeouts", [(0.0, 0.2, 0.0, 0.05), (0.1, 0.1, 0.8, 0.001)])
+def test_each_receive_has_its_own_timeout(
+    provider: MakeProvider, upstream: MakeUpstream, stream: Stream, timeouts: tuple[float, ...]
+) -> None:
+    """Timeouts of any order and length are kept, on a connection that had others before."""
+    silent = CHUNKED + chunk(EVENT)
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(WHOLE)
+        says(silent)(peer)
+
+    us = upstream(provider(script).url)
+    whole_call(us)
+    body = opened(us, stream)
+    assert body.receive(5) == EVENT
+    for timeout in timeouts:
+        begin = time.monotonic()
+        with pytest.raises(TimeoutError):
+            body.receive(timeout)
+        assert timeout * 0.99 <= time.monotonic() - begin < timeout + 0.6
     body.close()
 
 
@@ -1515,6 +1577,8 @@ def test_a_proxy_that_refuses_is_a_connect_error(
     proxy = provider(says(answer("407 Who are you")))
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.address[1]}")
     assert refused(upstream("https://provider.test/v1/chat")).code == "upstream_connect"
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.address[1]}")
+    assert refused(upstream("http://provider.test/v1/chat")).code == "upstream_connect"
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h", "SOCKS4"])
@@ -1525,7 +1589,9 @@ def test_a_socks_proxy_is_refused(
     there = provider(says(WHOLE))
     proxy = provider(says())
     monkeypatch.setenv("all_proxy", f"{scheme}://127.0.0.1:{proxy.address[1]}")
-    assert refused(upstream(there.url)).code == "upstream_connect"
+    error = refused(upstream(there.url))
+    assert error.code == "upstream_connect"
+    assert "SOCKS proxies are not supported" in str(error.__cause__)
     assert (there.peers, proxy.peers) == ([], [])
 
 

@@ -17,6 +17,7 @@ import responses
 from flask.testing import FlaskClient
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 from werkzeug.exceptions import HTTPException
+from werkzeug.local import LocalProxy
 from werkzeug.test import EnvironBuilder, TestResponse
 
 from chatstream import ChatStream, Service
@@ -447,6 +448,28 @@ def test_an_announced_body_too_long_is_not_read(chat: MakeChat) -> None:
     assert_refused(response, 413, "too_large")
 
 
+class Endless(Unreadable):
+    """A body that does not end; counts what was read of it."""
+
+    taken = 0
+
+    def readinto(self, buffer: Any) -> int:
+        self.taken += len(buffer)
+        assert self.taken < 10_000_000
+        buffer[:] = b" " * len(buffer)
+        return len(buffer)
+
+
+def test_an_endless_body_is_not_read_to_its_end(chat: MakeChat) -> None:
+    """A body without a Content-Length is read as far as it may be long, and no further."""
+    response = chat(MAX_BODY="500").client.post(
+        STREAM,
+        content_type="application/json",
+        environ_overrides={"wsgi.input": Endless(), "wsgi.input_terminated": True},
+    )
+    assert_refused(response, 413, "too_large")
+
+
 @pytest.mark.parametrize(("length", "status"), [(500, 200), (501, 413), (5000, 413)])
 def test_a_chunked_body_is_measured(
     chat: MakeChat, answers: responses.RequestsMock, length: int, status: int
@@ -470,6 +493,16 @@ def test_the_apps_own_limit_is_a_413_of_ours(chat: MakeChat) -> None:
     app = flask.Flask("host")
     app.config["MAX_CONTENT_LENGTH"] = 100
     assert_refused(chat(app).send(body_of(200)), 413, "too_large")
+
+
+@pytest.mark.parametrize(("length", "status"), [(500, 200), (501, 413)])
+def test_a_body_that_the_app_has_read_already(
+    chat: MakeChat, answers: responses.RequestsMock, length: int, status: int
+) -> None:
+    """A before_request of the app's may look at the body: it is ours to read all the same."""
+    app = flask.Flask("host")
+    app.before_request(lambda: flask.request.get_data() and None)
+    assert chat(app, MAX_BODY="500").send(body_of(length)).status_code == status
 
 
 def test_a_body_that_breaks_off(chat: MakeChat) -> None:
@@ -761,6 +794,15 @@ def test_a_number_is_a_name(chat: MakeChat, answers: responses.RequestsMock) -> 
     c = chat(identify=lambda: 7)
     walk = c.open(sessionId="s-1")
     assert c.service.abort("s-1", owner="7") is True
+    walk.close()
+
+
+def test_a_proxys_name_is_a_plain_name(chat: MakeChat, answers: responses.RequestsMock) -> None:
+    """What stands for another object (Flask-Login's current_user does) is a text by its value."""
+    c = chat(identify=lambda: LocalProxy(lambda: "me"))
+    walk = c.open(sessionId="s-1")
+    assert c.service.abort("s-1", owner="me") is True
+    assert type(walk.iterable._source.stream.owner) is str
     walk.close()
 
 

@@ -77,6 +77,11 @@ def test_flask_run(log_file: Path, provider: Provider) -> None:
         assert_whole_answers(rig)
         assert_a_close_stops(rig)
         assert_a_cancel_stops(rig)
+        for number in range(5):  # more than it has slots: werkzeug does not close after a RST
+            client = rig.client().post(f"rst-{number}", simulate={"rate": 500, "tokens": 100_000})
+            client.until(b'"content"')
+            client.reset()
+            assert "cause=client" in rig.server.ending_of(f"rst-{number}")
 
 
 def test_waitress(log_file: Path, provider: Provider) -> None:
