@@ -228,7 +228,7 @@ class SocketBody:
         # A socket timeout of Python's costs two more turns of the interpreter's lock an event: with
         # 200 streams, half of the CPU. The kernel's costs none; TLS and gevent cannot use it.
         self._kernel_waits = type(sock) is socket.socket and not native.patched()
-        self._kernel_timeout = 0.0
+        self._kernel_timeout = -1.0  # unknown; zero would be for ever
         if self._kernel_waits:
             sock.settimeout(None)
 
@@ -287,7 +287,7 @@ class SocketBody:
     def _set_kernel_timeout(self, timeout: float) -> None:
         """SO_RCVTIMEO (socket(7)), unless what is set is `timeout` or up to 1 % more."""
         if not timeout <= self._kernel_timeout <= timeout * 1.01:
-            self._kernel_timeout = max(timeout, 0.001)  # zero would be for ever
+            self._kernel_timeout = max(timeout, 0.001)
             seconds, rest = divmod(self._kernel_timeout, 1)
             value = struct.pack("@ll", int(seconds), int(rest * 1_000_000))
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
