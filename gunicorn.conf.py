@@ -5,7 +5,6 @@ chatstream is not imported here: this file is read before gevent patches the sta
 
 import os
 import resource
-import sys
 
 
 def _count(key, default):
@@ -43,11 +42,6 @@ def on_starting(server):
     if slots < 1:
         raise SystemExit("CHATSTREAM_THREADS must be at least 5: four stay free for cancels.")
     os.environ.setdefault("CHATSTREAM_MAX_STREAMS", str(slots))
-
-
-def post_fork(server, worker):
-    """A stop's thread gets the interpreter sooner: Python lets a busy one keep it for 5 ms."""
-    sys.setswitchinterval(0.001)
 
 
 def when_ready(server):
