@@ -18,7 +18,7 @@ bind = os.environ.get("CHATSTREAM_BIND") or "127.0.0.1:8000"
 worker_class = os.environ.get("CHATSTREAM_WORKER_CLASS") or "gthread"
 if worker_class not in ("gthread", "gevent"):
     raise SystemExit(f"CHATSTREAM_WORKER_CLASS must be gthread or gevent, not {worker_class!r}.")
-workers = _count("WEB_CONCURRENCY", 1)
+workers = _count("WEB_CONCURRENCY", len(os.sched_getaffinity(0)))
 threads = _count("CHATSTREAM_THREADS", 64)
 worker_connections = max(1000, 2 * threads)
 keepalive = 5
@@ -46,12 +46,6 @@ def on_starting(server):
 
 def when_ready(server):
     """Says what would surprise later."""
-    if server.cfg.workers > 1:
-        server.log.warning(
-            "%d workers: a cancel stops a stream only if it reaches the same worker. "
-            "Use one worker with more threads.",
-            server.cfg.workers,
-        )
     if "h2" in str(getattr(server.cfg, "http_protocols", "")):  # gunicorn 24 and newer
         server.log.warning(
             "h2 in http_protocols: gunicorn serves an HTTP/2 connection's requests one after the "

@@ -50,6 +50,30 @@ def _url(value: Any) -> str:
     return text
 
 
+def _bus(value: Any) -> str:
+    text = value.strip() if isinstance(value, str) else ""
+    scheme, separator, rest = text.partition("://")
+    good = text in ("local", "unix") or (scheme == "unix" and rest.startswith("/"))
+    if scheme in ("redis", "rediss") and separator:
+        try:
+            parts = urlsplit(text)
+            good = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+    if not good or not text.isprintable():
+        raise ValueError(
+            "local, unix, unix:///a/directory, or redis://host:6379/0 (rediss:// for TLS) of one"
+            " server, not of a Cluster or a Sentinel"
+        )
+    return text
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", value):
+        raise ValueError("1 to 64 of A-Z a-z 0-9 . _ : -")
+    return value
+
+
 def _choice(*words: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if value not in words:
@@ -126,6 +150,19 @@ class Settings:
     max_body: int = _setting(1024 * 1024, _count, "longest request body, bytes")
     max_streams: int | None = _setting(
         None, _count, "stream slots of a worker; gunicorn.conf.py works it out, else 3"
+    )
+    bus: str | None = _setting(
+        None,
+        _bus,
+        "how workers find each other's streams: local (one process), unix (one host; the default"
+        " under gunicorn), unix:///a/directory, redis://host:6379/0",
+        secret=True,
+    )
+    bus_prefix: str = _setting(
+        "chatstream", _word, "what the keys in Redis begin with; one for each service"
+    )
+    bus_ttl: float = _setting(
+        45.0, _seconds, "how long Redis keeps what a host that died has left, seconds"
     )
     ping_interval: float = _setting(
         15.0, _seconds, "silence towards the client after which a ping goes out, seconds"

@@ -6,6 +6,8 @@
      └── StreamError            a stream that cannot be, or went wrong; has a code and a status
           ├── Refused           the caller's request: 400, 405, 409, 413, 415
           ├── Busy              this worker has no room: 503
+          ├── Unconfirmed       the worker that has the stream does not answer: 504
+          ├── BusUnavailable    which worker has the stream cannot be found out: 503
           ├── Ended             a deadline or a shutdown of ours, told to the client: 504, 503
           └── UpstreamError     they broke it: the provider, or the way to it: 502, 504, 429, 400
 
@@ -71,6 +73,15 @@ class Refused(StreamError):
     status = 400
 
 
+def conflict(what: str) -> Refused:
+    """The refusal of a stream whose name is taken."""
+    sentences = {
+        "stream": "A stream with this streamId is live.",
+        "session": "This session has a live stream. Cancel it first.",
+    }
+    return Refused(sentences[what], code="conflict", status=409)
+
+
 class Busy(StreamError):
     """No stream slot, thread or descriptor is free in this worker."""
 
@@ -79,6 +90,26 @@ class Busy(StreamError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retry_after="1")
+
+
+class Unconfirmed(StreamError):
+    """The worker that has the stream does not answer. When it does again, it will stop it."""
+
+    code = "unconfirmed"
+    status = 504
+
+    def __init__(self) -> None:
+        super().__init__("The worker that has this stream does not answer. Please try again.")
+
+
+class BusUnavailable(StreamError):
+    """Whether another worker has the stream cannot be found out now."""
+
+    code = "bus_unavailable"
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("The other workers cannot be reached. Please try again.", retry_after="1")
 
 
 class Ended(StreamError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import os
 import socket
@@ -13,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from chatstream import cli, views
+from chatstream import bus, cli, views
+from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
+from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
-from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
+from chatstream.errors import BusUnavailable, Busy, StreamAborted, StreamError, UpstreamError
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cause, Kind, Outcome
 from chatstream.registry import Registry
@@ -60,6 +64,7 @@ class ChatStream:
             ConfigError: A setting is wrong; the message names it.
         """
         settings = Settings.load(app.config, os.environ)
+        bus.check(settings)
         app.extensions["chatstream"] = Service(settings, self._identify)
         app.register_blueprint(views.blueprint(settings.url_prefix))
         app.cli.add_command(cli.group)
@@ -84,9 +89,11 @@ class Service:
             reject_conflicts=settings.on_conflict == "reject",
         )
         self._loop = Loop()
+        self._bus: Bus = LocalBus(self._receive)
         self._upstream: Upstream | None = None
-        self._pid = 0  # the process that started
-        self._lock = threading.Lock()  # guards the two above while starting
+        self._joined = 0  # the process whose bus it is
+        self._started = 0  # the process whose upstream it is
+        self._lock = threading.Lock()  # guards the four above while starting
 
     def start(self, environ: Mapping[str, Any] | None = None) -> None:
         """Makes what must not cross a fork. Called by `open`; idempotent.
@@ -94,21 +101,39 @@ class Service:
         Args:
             environ: A request's WSGI environ, for advice in the log about the server.
         """
-        if self._pid == os.getpid():
+        if self._started == os.getpid():
             return
         # Here, after the fork: with preload_app, gevent patches ssl after the app was imported,
         # and urllib3 must not have bound the unpatched one.
         from chatstream.upstream import Upstream
 
         with self._lock:
-            if self._pid == os.getpid():
+            if self._started == os.getpid():
                 return
+            self._join()
             self._upstream = Upstream(
                 self.settings, self.registry.max_streams, self._loop.call_later
             )
-            self._pid = os.getpid()
-        for advice in _advice(self.settings, environ or {}):
+            self._started = os.getpid()
+        for advice in _advice(self.settings, self._bus, environ or {}):
             log.warning(advice)
+
+    def _join(self) -> None:
+        """Joins the bus, once per process. Under the lock: nobody can go on without it."""
+        if self._joined == os.getpid():
+            return
+        self._bus = bus.create(self.settings, self._receive, self._loop)
+        try:
+            self._bus.start()
+        except OSError as error:
+            log.warning(
+                "[bus] %s cannot start: %s. A stop reaches the streams of its own worker only; for"
+                " another's it is answered with 503. Set CHATSTREAM_BUS=unix:///a/directory",
+                self._bus.name,
+                error,
+            )
+        self._joined = os.getpid()
+        atexit.register(self._leave)
 
     def stop(self) -> None:
         """Aborts every stream (cause SHUTDOWN), closes idle connections, ends the loop's thread.
@@ -118,10 +143,18 @@ class Service:
         for stream in self.registry.live():
             stream.abort(Cause.SHUTDOWN)
         with self._lock:
-            upstream, self._upstream, self._pid = self._upstream, None, 0
+            upstream, self._upstream, self._started = self._upstream, None, 0
+            joined, self._bus, self._joined = self._bus, LocalBus(self._receive), 0
+        joined.close()
         if upstream is not None:
             upstream.close()
         self._loop.stop()
+        atexit.unregister(self._leave)
+
+    def _leave(self) -> None:
+        """At the end of a process; not of one that it has forked."""
+        if self._joined == os.getpid():
+            self.stop()
 
     def open(
         self,
@@ -146,7 +179,8 @@ class Service:
 
         Raises:
             Busy: No slot or descriptor is free.
-            Refused: 409, see `Registry.add`.
+            Refused: 409, see `Registry.add` and `Bus.claim`.
+            Unconfirmed: Streams of this session are in workers that hang.
         """
         self.start(environ)
         stream = Stream(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
@@ -156,15 +190,11 @@ class Service:
                 stream.client = self._loop.watch(sock, partial(stream.abort, Cause.CLIENT))
             if deadline := self.settings.stream_deadline:
                 timer = self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
-            superseded, cancelled = self.registry.add(stream)
+            self._enter(stream)
         except BaseException:
             self._let_go(stream, timer)
             raise
         log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
-        if superseded is not None:
-            superseded.abort(Cause.SUPERSEDED)
-        if cancelled:
-            stream.abort(Cause.CANCEL)
         return StreamIterable(
             stream,
             partial(self._connect, payload),
@@ -175,15 +205,56 @@ class Service:
         )
 
     def abort(self, session_id: str, stream_id: str | None = None, *, owner: str = "") -> bool:
-        """Stops the live stream of these names, cause CANCEL.
+        """Stops the live stream of these names, in whichever worker it is, cause CANCEL.
 
-        A `stream_id` that has not been seen is remembered: see `Registry.cancel`.
+        A `stream_id` that has not been seen is remembered: see `Bus.cancel`.
 
         Returns:
             Whether there was one. When True, the provider's connection has been shut down.
+
+        Raises:
+            Unconfirmed: The worker that has it does not answer.
+            BusUnavailable: Whether another worker has it cannot be found out.
         """
-        stream = self.registry.cancel(owner, session_id, stream_id)
-        return stream is not None and stream.abort(Cause.CANCEL)
+        if self._joined != os.getpid():
+            with self._lock:
+                self._join()
+        try:
+            return self._bus.cancel(owner, session_id, stream_id)
+        except OSError as error:
+            log.warning("[bus] %s: %s", self._bus.name, error)
+            raise BusUnavailable from error
+
+    def _enter(self, stream: Stream) -> None:
+        """Has the stream found under its names, here and elsewhere; an older one makes way."""
+        superseded = self.registry.add(stream)
+        try:
+            cancelled = self._claim(stream)
+        except StreamError:
+            if not self.registry.withdraw(stream, superseded) and superseded is not None:
+                superseded.abort(Cause.SUPERSEDED)
+            raise
+        if superseded is not None:
+            superseded.abort(Cause.SUPERSEDED)
+        if cancelled:
+            stream.abort(Cause.CANCEL)
+
+    def _claim(self, stream: Stream) -> bool:
+        try:
+            return self._bus.claim(_claim_of(stream), reject=self.settings.on_conflict == "reject")
+        except OSError as error:  # the bus is broken; the stream need not be
+            log.warning("[bus] %s: %s", self._bus.name, error)
+            return False
+
+    def _receive(self, request: Request) -> Answer:
+        """What the bus's requests do here. See `Bus` for its contract."""
+        stream = self.registry.find(request.owner, request.session_id, request.stream_id)
+        if stream is None:
+            return Answer.ABSENT
+        if request.action is Action.PROBE:
+            return Answer.LIVE
+        cause = Cause.CANCEL if request.action is Action.CANCEL else Cause.SUPERSEDED
+        return Answer.STOPPED if stream.abort(cause) else Answer.ABSENT
 
     def _connect(self, payload: bytes, stream: Stream) -> None:
         self.registry.enter(stream)
@@ -217,6 +288,8 @@ class Service:
     def _closed(self, stream: Stream, timer: Timer | None, outcome: Outcome) -> None:
         self._let_go(stream, timer)
         self.registry.remove(stream)
+        with contextlib.suppress(OSError):  # the bus is broken, and has said so
+            self._bus.release(_claim_of(stream))
         _log_outcome(outcome)
 
     def _let_go(self, stream: Stream, timer: Timer | None) -> None:
@@ -224,6 +297,10 @@ class Service:
             self._loop.cancel(timer)
         if stream.client is not None:
             stream.client.release()
+
+
+def _claim_of(stream: Stream) -> Claim:
+    return Claim(Name(stream.owner, stream.session_id, stream.stream_id), stream.number)
 
 
 def _client_socket(environ: Mapping[str, Any]) -> socket.socket | None:
@@ -254,7 +331,7 @@ def _log_outcome(outcome: Outcome) -> None:
         log.info("[SSE] %s completed %s", outcome.session_id, facts)
 
 
-def _advice(settings: Settings, environ: Mapping[str, Any]) -> list[str]:
+def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list[str]:
     """What the operator of this server should know."""
     advice = []
     gunicorn = str(environ.get("SERVER_SOFTWARE", "")).startswith("gunicorn")
@@ -263,10 +340,10 @@ def _advice(settings: Settings, environ: Mapping[str, Any]) -> list[str]:
             "gunicorn's sync worker serves one stream at a time, no cancel can reach it meanwhile, "
             "and gunicorn kills it after `timeout`. Use --worker-class gthread or gevent."
         )
-    if environ.get("wsgi.multiprocess"):
+    if environ.get("wsgi.multiprocess") and isinstance(joined, LocalBus):
         advice.append(
-            "More than one worker: a cancel stops a stream only if it reaches the same worker. "
-            "Use one worker with more threads."
+            "More than one worker and CHATSTREAM_BUS=local: a cancel stops a stream only if it "
+            "reaches the same worker. Set CHATSTREAM_BUS=unix:///a/directory, or redis://."
         )
     if str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/2"):
         advice.append(

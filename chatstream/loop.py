@@ -1,8 +1,9 @@
 """The one native thread per worker that waits on sockets and clocks.
 
-It watches the clients' connections (a client that leaves is noticed by its socket, not by a write)
-and runs what is due later. It sleeps in epoll until one of these happens. Its callbacks record and
-shut down; they must not block, log or take a lock that gevent may have patched.
+It watches the clients' connections (a client that leaves is noticed by its socket, not by a write),
+answers what arrives for the worker (`on_readable`) and runs what is due later. It sleeps in epoll
+until one of these happens. Its callbacks record and shut down; they must not block, log or take a
+lock that gevent may have patched.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Loop:
         self._epoll: select.epoll | None = None  # that thread's
         self._wakeup = -1
         self._watches: dict[int, ClientSocket] = {}
+        self._readers: dict[int, Callable[[], object]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._cancelled = 0
@@ -85,6 +87,23 @@ class Loop:
                 self._epoll.register(client.fd, _HANG_UP)
                 self._watches[client.fd] = client
         return client
+
+    def on_readable(self, fd: int, callback: Callable[[], object]) -> None:
+        """Runs `callback` in the loop's thread whenever `fd` has something to read.
+
+        Until `forget_readable`, which comes before `fd` is closed. Raises as `watch` does.
+        """
+        self._start()
+        with self._lock:
+            if self._epoll is not None:
+                self._epoll.register(fd, select.EPOLLIN)
+                self._readers[fd] = callback
+
+    def forget_readable(self, fd: int) -> None:
+        """Ends what `on_readable` began. A callback that is running goes on. Idempotent."""
+        with self._lock:
+            if self._readers.pop(fd, None) is not None and self._epoll is not None:
+                self._epoll.unregister(fd)
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
         """Runs `callback` in the loop's thread after `delay` seconds. Raises as `watch` does."""
@@ -112,6 +131,7 @@ class Loop:
         """Ends the thread. Watches and timers are forgotten; the loop can start again."""
         with self._lock:
             self._watches.clear()
+            self._readers.clear()
             self._timers.clear()
             self._cancelled = 0
             self._wake()
@@ -160,7 +180,7 @@ class Loop:
                 if fd == wakeup:
                     os.eventfd_read(wakeup)
                 else:
-                    _guarded(self._hang_up_of(fd))
+                    _guarded(self._readers.get(fd) or self._hang_up_of(fd))
             for callback in self._due():
                 _guarded(callback)
         epoll.close()

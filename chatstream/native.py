@@ -52,6 +52,20 @@ def hung_up(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
+def runner() -> Callable[[Callable[[], object]], None]:
+    """A way out of a native thread, for what must not run there: logging, above all.
+
+    Returns:
+        A function that has its argument run soon, in a thread of its own, or under gevent in a
+        greenlet of the thread that called `runner`. Safe from any thread, never blocks.
+    """
+    if not patched():
+        return lambda call: threading.Thread(target=call, daemon=True).start()
+    gevent = sys.modules["gevent"]
+    loop = gevent.get_hub().loop
+    return lambda call: loop.run_callback_threadsafe(gevent.spawn, call)
+
+
 def start_thread(target: Callable[[], None], name: str) -> None:
     """Run `target` in a daemon thread of the operating system, named where Python can name it."""
     if patched():

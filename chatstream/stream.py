@@ -95,6 +95,7 @@ class Stream:
         session_id: The chat the client named.
         stream_id: This one answer's name.
         owner: Who asked, as `identify` said.
+        number: Which of its process's streams it is, as the registry counts.
         phase: What the stream is doing. Written by whoever moves it; read for the log.
         client: The client's socket, where the server shows it.
     """
@@ -103,6 +104,7 @@ class Stream:
         self.session_id = session_id
         self.stream_id = stream_id
         self.owner = owner
+        self.number = 0
         self.phase = Phase.NEW
         self.client: Client | None = None
         self.started = monotonic()

@@ -104,8 +104,11 @@ def cancel(session_id: str = "") -> Any:
         return owner
     stream_id = request.args.get("streamId")
     well_formed = ID.fullmatch(session_id) and (stream_id is None or ID.fullmatch(stream_id))
-    if well_formed and _service().abort(session_id, stream_id, owner=owner):
-        return _json({"ok": True, "cancelled": True}, 200)
+    try:
+        if well_formed and _service().abort(session_id, stream_id, owner=owner):
+            return _json({"ok": True, "cancelled": True}, 200)
+    except StreamError as error:
+        return _json({"ok": False, "reason": error.code}, error.status)
     return _json({"ok": False, "reason": "not_found"}, 404)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.redis_server import RedisServer
 
 Value = TypeVar("Value")
 
@@ -20,6 +24,30 @@ def require(program: str) -> None:
     """Skips the test where `program` is not installed; in CI that is a failure."""
     if shutil.which(program) is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no {program} here")
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that no test stops or fills with what another could see: use a prefix."""
+    from tests.redis_server import RedisServer
+
+    require("redis-server")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to stop and start as it likes."""
+    from tests.redis_server import RedisServer
+
+    require("redis-server")
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(folder)
+    yield server
+    server.stop()
 
 
 def eventually(condition: Callable[[], Value], what: str = "", patience: float = PATIENCE) -> Value:

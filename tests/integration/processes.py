@@ -78,6 +78,7 @@ class Server:
             for key, value in os.environ.items()
             if not key.startswith(("CHATSTREAM_", "DEEPSEEK_")) and "proxy" not in key.lower()
         }
+        inherited |= {"WEB_CONCURRENCY": "1", "CHATSTREAM_API_KEY": "sk-secret-of-the-tests"}
         command = command or [
             "gunicorn",
             "--bind",
@@ -93,7 +94,7 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *command, *options, *([app] if app else [])],
                 cwd=ROOT,
-                env={**inherited, "CHATSTREAM_API_KEY": "sk-secret-of-the-tests", **environ},
+                env={**inherited, **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,67 @@
+"""The buses: how the workers of a service find each other's streams.
+
+`local` for one process, `unix` for the workers of one host, `redis` for many hosts. They are one
+interface, `chatstream.bus.base.Bus`, and pass one suite of tests.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from chatstream.bus.base import Bus, Receive
+from chatstream.bus.directory import check_base, default_base, gunicorn_service, service_directory
+from chatstream.bus.local import LocalBus
+from chatstream.bus.unix import UnixBus
+from chatstream.config import Settings
+from chatstream.errors import ConfigError
+from chatstream.loop import Loop
+
+log = logging.getLogger("chatstream")
+
+
+def check(settings: Settings) -> None:
+    """Looks, at start-up, whether the bus of the settings can work.
+
+    A Redis that is not there yet is no fault: it may come.
+
+    Raises:
+        ConfigError: It cannot; the message says what to set.
+    """
+    bus = settings.bus or ""
+    if bus.startswith("unix"):
+        check_base(_base(bus))
+    elif bus.startswith("redis"):
+        try:
+            from chatstream.bus.redis import check as check_redis
+        except ImportError:
+            raise ConfigError(
+                "CHATSTREAM_BUS=redis:// needs redis-py: pip install 'chatstream[redis]'"
+            ) from None
+        check_redis(bus)
+
+
+def create(settings: Settings, receive: Receive, loop: Loop) -> Bus:
+    """The bus of the settings, for this process. Under gunicorn `unix` is the default."""
+    bus = settings.bus or ("unix" if gunicorn_service() else "local")
+    if bus.startswith("redis"):
+        from chatstream.bus.redis import RedisBus
+
+        return RedisBus(receive, bus, prefix=settings.bus_prefix, ttl=settings.bus_ttl)
+    if bus == "unix" and gunicorn_service() is None:
+        log.warning(
+            "CHATSTREAM_BUS=unix finds a service by gunicorn's listening socket, and this is not"
+            " gunicorn: `local` is used. Set CHATSTREAM_BUS=unix:///a/directory for workers of"
+            " another server."
+        )
+        bus = "local"
+    if bus == "local":
+        return LocalBus(receive)
+    # A directory of one's own is a service of its own; else there is one for each gunicorn.
+    service = (gunicorn_service() if bus == "unix" else None) or "service"
+    return UnixBus(receive, loop, service_directory(_base(bus), service))
+
+
+def _base(bus: str) -> Path:
+    path = bus.removeprefix("unix").removeprefix("://")
+    return Path(path) if path else default_base()

@@ -1,0 +1,228 @@
+"""What every bus does, and how its messages look on the wire.
+
+A bus knows which process has a stream, and carries a stop there. What crosses a process boundary is
+a request and its reply, each one JSON object (RFC 8259, UTF-8):
+
+    request                                           reply
+    ┌────────────────────────────────────────────┐     ┌──────────────────────────────────────┐
+    │ "chatstream": 1            the format      │     │ "chatstream": 1                      │
+    │ "id": "5f0c…"              this exchange   │     │ "id": "5f0c…"      the request's     │
+    │ "origin": "4711"           who sent it     │ ──> │ "origin": "4712"                     │
+    │ "action": "cancel" | "supersede" | "probe" │     │ "answer": "stopped" | "live" |       │
+    │ "owner": "7"                               │     │           "absent"                   │
+    │ "session": "s1" | null                     │     └──────────────────────────────────────┘
+    │ "stream": "a1" | null                      │
+    └────────────────────────────────────────────┘
+
+`cancel` and `supersede` abort the stream of these names; a null matches any. `probe` asks whether
+there is one. A worker replies when it is done: `stopped` means that the provider has been told.
+Anything else that arrives is dropped, with one warning.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+REMEMBER = 30.0
+"""Seconds that a cancel is kept for a stream that has not started, wherever it then starts."""
+
+REMEMBER_PER_OWNER = 64
+
+PATIENCE = 0.8
+"""Seconds that a worker has to reply. A cancel's own answer is promised within one second."""
+
+_FORMAT = 1
+
+
+class Name(NamedTuple):
+    """A stream's whole name."""
+
+    owner: str
+    session_id: str
+    stream_id: str
+
+
+class Claim(NamedTuple):
+    """A stream's name, and which of its process's streams it is.
+
+    Of two streams of a process the one with the higher number is the newer.
+    """
+
+    name: Name
+    number: int
+
+
+class Action(enum.Enum):
+    """What a request asks for."""
+
+    CANCEL = "cancel"
+    SUPERSEDE = "supersede"
+    PROBE = "probe"
+
+
+class Answer(enum.Enum):
+    """What a worker says of the stream that a request names."""
+
+    STOPPED = "stopped"  # by this request, and the provider has been told
+    LIVE = "live"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Something to do in another process; see the drawing."""
+
+    action: Action
+    owner: str
+    session_id: str | None = None
+    stream_id: str | None = None
+    origin: str = ""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to the request with the same `id`."""
+
+    answer: Answer
+    id: str
+    origin: str = ""
+
+
+Receive = Callable[[Request], Answer]
+"""Does in this process what a request says. Safe from any thread, never blocks, never logs."""
+
+
+class Bus(ABC):
+    """Which process has a stream, and a stop's way there. Safe from any thread.
+
+    A fault of what carries the bus ends no stream and keeps none from starting: it shows where a
+    stop cannot be confirmed.
+    """
+
+    name = ""
+    """What the log calls it."""
+
+    def __init__(self, receive: Receive) -> None:
+        """
+        Args:
+            receive: Does what other processes ask for.
+        """
+        self._receive = receive
+
+    @abstractmethod
+    def start(self) -> None:
+        """Joins the other processes. Once per process, after its fork, before anything else.
+
+        Raises:
+            OSError: It cannot.
+        """
+
+    @abstractmethod
+    def claim(self, claim: Claim, *, reject: bool) -> bool:
+        """Makes a stream findable under its name; the registry has it already.
+
+        A live stream of the session in another process is superseded.
+
+        Args:
+            claim: The stream's.
+            reject: Whether a live stream of the session refuses this one instead.
+
+        Returns:
+            Whether a cancel for this stream came before it.
+
+        Raises:
+            Refused: 409, another process has a live stream of this stream id or, with `reject`, of
+                this session. Nothing is claimed.
+        """
+
+    @abstractmethod
+    def release(self, claim: Claim) -> None:
+        """Gives a claimed stream's name back; a newer stream's claim of it stays."""
+
+    def cancel(self, owner: str, session_id: str, stream_id: str | None = None) -> bool:
+        """Stops the live stream of these names, wherever it is.
+
+        Where there is none, a cancel that names a stream is remembered for it: `REMEMBER` seconds,
+        `REMEMBER_PER_OWNER` of one owner, and not for a stream that is known to have been.
+
+        Returns:
+            Whether this call stopped one. When True, its provider has been told.
+
+        Raises:
+            Unconfirmed: The process that has it does not answer.
+            BusUnavailable: Which process has it cannot be found out.
+        """
+        request = Request(Action.CANCEL, owner, session_id, stream_id)
+        return self._receive(request) is Answer.STOPPED or self._cancel_elsewhere(request)
+
+    @abstractmethod
+    def _cancel_elsewhere(self, request: Request) -> bool:
+        """`cancel`, after this process was found not to have it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leaves. Idempotent."""
+
+
+class Malformed(ValueError):
+    """Bytes that are neither a request nor a reply of this format."""
+
+
+def encode(message: Request | Reply) -> bytes:
+    """A message as it goes over the wire."""
+    fields: dict[str, Any] = {"chatstream": _FORMAT, "id": message.id, "origin": message.origin}
+    if isinstance(message, Reply):
+        fields["answer"] = message.answer.value
+    else:
+        fields |= {"action": message.action.value, "owner": message.owner}
+        fields |= {"session": message.session_id, "stream": message.stream_id}
+    return json.dumps(fields).encode()
+
+
+def decode(data: bytes) -> Request | Reply:
+    """The message that `data` is.
+
+    Raises:
+        Malformed: It is none.
+    """
+    try:
+        fields = json.loads(data)
+        if fields["chatstream"] != _FORMAT:
+            raise Malformed("another format")
+        return _reply(fields) if "answer" in fields else _request(fields)
+    except Malformed:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Malformed(type(error).__name__) from None
+
+
+def _reply(fields: dict[str, Any]) -> Reply:
+    return Reply(Answer(fields["answer"]), _text(fields["id"]), _text(fields["origin"]))
+
+
+def _request(fields: dict[str, Any]) -> Request:
+    return Request(
+        Action(fields["action"]),
+        _text(fields["owner"]),
+        _text_or_none(fields["session"]),
+        _text_or_none(fields["stream"]),
+        _text(fields["origin"]),
+        _text(fields["id"]),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Malformed("a field is not a text")
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)

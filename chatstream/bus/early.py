@@ -1,0 +1,81 @@
+"""Cancels that came before their stream, as files that every worker of a host can read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from time import monotonic
+
+from chatstream.bus.base import REMEMBER, REMEMBER_PER_OWNER, Name
+
+_TRIES = 3
+
+
+class EarlyCancels:
+    """One symbolic link per cancel, in a folder per owner; its target is when it expires.
+
+    A link, because it is there with its text in one step; monotonic time, because that is the same
+    for all processes of a host (clock_gettime(2)). Safe from any thread and process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: Where the owners' folders are. Made when needed.
+        """
+        self._folder = folder
+
+    def add(self, name: Name) -> None:
+        """Remembers a cancel. The owner's oldest goes where there would be too many."""
+        link = self._link(name)
+        link.unlink(missing_ok=True)
+        for _ in range(_TRIES):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                link.symlink_to(f"{monotonic() + REMEMBER:.6f}")
+            if link.is_symlink():
+                break  # else a sweep took the folder away
+        self._tidy(link.parent)
+
+    def pop(self, name: Name) -> bool:
+        """Whether a cancel is remembered; it is not any more."""
+        link = self._link(name)
+        try:
+            expires = float(link.readlink().name)
+            link.unlink()
+        except FileNotFoundError:
+            return False
+        return expires > monotonic()
+
+    def remove(self, name: Name) -> None:
+        """Forgets a cancel, where it is remembered."""
+        self._link(name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Removes all that has expired."""
+        with contextlib.suppress(FileNotFoundError):
+            for folder in self._folder.iterdir():
+                self._tidy(folder)
+                with contextlib.suppress(OSError):  # not empty
+                    folder.rmdir()
+
+    def _tidy(self, folder: Path) -> None:
+        now, found = monotonic(), []
+        with contextlib.suppress(FileNotFoundError):
+            for link in folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((float(link.readlink().name), link))
+        found.sort()
+        kept = [entry for entry in found if entry[0] > now][-REMEMBER_PER_OWNER:]
+        for entry in found:
+            if entry not in kept:
+                entry[1].unlink(missing_ok=True)
+
+    def _link(self, name: Name) -> Path:
+        return self._folder / _digest(name.owner) / _digest(*name)
+
+
+def _digest(*words: str) -> str:
+    text = "\0".join(words)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,98 @@
+"""The bus of one process: nobody to talk to, so all it does is remember early cancels."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+
+from chatstream import native
+from chatstream.bus.base import (
+    REMEMBER,
+    REMEMBER_PER_OWNER,
+    Answer,
+    Bus,
+    Claim,
+    Name,
+    Receive,
+    Request,
+)
+
+
+class LocalBus(Bus):
+    """For a service that is one process; `Registry` has its conflicts. Never blocks."""
+
+    name = "local"
+
+    def __init__(self, receive: Receive) -> None:
+        super().__init__(receive)
+        self._lock = native.allocate_lock()  # guards the two below
+        self._early = _Recent()  # cancels that came before their stream
+        self._gone = _Recent()  # streams that have been: a cancel for them is late, not early
+
+    def start(self) -> None:
+        pass
+
+    def claim(self, claim: Claim, *, reject: bool) -> bool:
+        with self._lock:
+            return self._early.pop(claim.name)
+
+    def release(self, claim: Claim) -> None:
+        with self._lock:
+            self._gone.add(claim.name)
+
+    def _cancel_elsewhere(self, request: Request) -> bool:
+        if request.session_id is None or request.stream_id is None:
+            return False
+        name = Name(request.owner, request.session_id, request.stream_id)
+        with self._lock:
+            if name in self._gone:
+                return False
+            self._early.add(name)
+        # It may have been claimed between the first look and the memory's being there.
+        if self._receive(request) is not Answer.STOPPED:
+            return False
+        with self._lock:
+            self._early.pop(name)
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class _Recent:
+    """Names kept for `REMEMBER` seconds, at most `REMEMBER_PER_OWNER` of one owner. Not locked."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, dict[Name, float]] = {}  # by owner, oldest first
+        self._owners: deque[tuple[float, str]] = deque()  # when to look at an owner's again
+
+    def __contains__(self, name: Name) -> bool:
+        self._expire()
+        return self._names.get(name.owner, {}).get(name, 0.0) > monotonic()
+
+    def add(self, name: Name) -> None:
+        self._expire()
+        if name.owner not in self._names:
+            self._names[name.owner] = {}
+            self._owners.append((monotonic() + REMEMBER, name.owner))
+        mine = self._names[name.owner]
+        mine.pop(name, None)
+        mine[name] = monotonic() + REMEMBER
+        if len(mine) > REMEMBER_PER_OWNER:
+            del mine[next(iter(mine))]
+
+    def pop(self, name: Name) -> bool:
+        """Whether `name` was there; it is not any more."""
+        found = name in self
+        if found:
+            del self._names[name.owner][name]
+        return found
+
+    def _expire(self) -> None:
+        now = monotonic()
+        while self._owners and self._owners[0][0] <= now:
+            _, owner = self._owners.popleft()
+            mine = {name: until for name, until in self._names.pop(owner).items() if until > now}
+            if mine:
+                self._names[owner] = mine
+                self._owners.append((now + REMEMBER, owner))

@@ -1,0 +1,76 @@
+"""Numbers that belong to processes, as the kernel keeps them: record locks on bytes of a file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+_FLOCK = struct.Struct("@hhqqi")
+"""struct flock of fcntl(2): type, whence, start, length, pid."""
+
+_TRIES = 100
+
+
+class RecordLocks:
+    """Who holds which number (0 to 2**63 - 1): one process at a time, until it drops it or ends.
+
+    fcntl(2)'s locks: taken and refused at once, known to every process that has the file, with the
+    holder's pid, and gone in the moment the holder is, however it ended. They are the process's,
+    not the thread's: a number that this process holds looks free to it. And they go when *any* of
+    its descriptors for the file is closed, so a process may have only one `RecordLocks` for a file.
+
+    Safe from any thread. Never blocks, but for `wait`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens `path`, making it (0600) where it is missing."""
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def take(self, number: int, length: int = 1) -> int:
+        """Takes `length` numbers from `number` on: all or none.
+
+        Returns:
+            0 when they are this process's now, else the pid of one that holds some of them.
+        """
+        for _ in range(_TRIES):
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, number)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            else:
+                return 0
+            if pid := self.holder(number, length):
+                return pid
+        raise OSError(errno.EDEADLK, "a lock that is held by nobody")
+
+    def wait(self, number: int) -> None:
+        """Takes `number`, when whoever has it lets go."""
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, number)
+
+    def drop(self, number: int) -> None:
+        """Gives `number` back, or does nothing."""
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
+
+    def holder(self, number: int, length: int = 1) -> int:
+        """The pid of another process that has one of these numbers; 0 for none."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, length, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, asked))
+        return 0 if kind == fcntl.F_UNLCK else int(pid)
+
+    def is_the_file(self) -> bool:
+        """Whether the path still leads to the file that was opened."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Drops every number. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
