@@ -13,7 +13,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.measure import MEASUREMENTS, Row, Sizes
+from bench.measure import MEASUREMENTS
+from bench.rows import Row, Sizes
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 QUICK = Sizes(stops=20, seconds=3, streams=300, firsts=50)

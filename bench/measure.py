@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from bench.buses import claims, hosts, workers
 from bench.client import Connection, Figures, chat, request
+from bench.rows import Row, Sizes, summary
 from bench.servers import (
     Stand,
     context_switches,
@@ -29,29 +30,6 @@ _BATCH = 10  # streams that are made ready together
 CLOSE, CANCEL = (1.0, 10.0), (2.5, 10.0)
 CPU = {"gthread": 60.0, "gevent": 45.0}
 MEMORY, IDLE = 90.0, 5.0
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured."""
-
-    stops: int = 100  # of each kind
-    seconds: float = 10.0  # a measured stretch
-    streams: int = 1000  # for the memory
-    firsts: int = 300  # requests, for the first event
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table."""
-
-    worker: str
-    what: str
-    figure: str
-    times: tuple[float, ...] = ()  # p50, p99 and maximum in ms
-    target: str = ""
-    met: bool | None = None  # None without a target
-    note: str = ""
 
 
 # Stop latency
@@ -97,7 +75,7 @@ def latency(worker: str, sizes: Sizes) -> Iterator[Row]:
 
 def _stop_row(worker: str, way: str, phase: str, stops: list[_Stop]) -> Row:
     seen = [(stop, stop.closed) for stop in stops if stop.closed is not None]
-    times = _summary([(closed - stop.asked) / 1e6 for stop, closed in seen])
+    times = summary([(closed - stop.asked) / 1e6 for stop, closed in seen])
     what, figure = f"{way}: {phase}", f"{len(seen)} of {len(stops)}"
     if "no relay" in way:
         return Row(worker, what, figure, times, note="the bench's and the provider's own share")
@@ -256,9 +234,9 @@ def first(worker: str, sizes: Sizes) -> Iterator[Row]:
                     times[path].append(took)
         for connection in ways.values():
             connection.close()
-    direct, relayed = _summary(times[DIRECT]), _summary(times[STREAM])
+    direct, relayed = summary(times[DIRECT]), summary(times[STREAM])
     pairs = zip(times[STREAM], times[DIRECT], strict=True)  # one right after the other
-    added = _summary([there - here for there, here in pairs])
+    added = summary([there - here for there, here in pairs])
     note = "p50 and p99 relayed {:.2f} {:.2f}, direct {:.2f} {:.2f}"
     note = note.format(*relayed[:2], *direct[:2])
     yield Row(worker, "added time to the first event", f"{sizes.firsts} requests", added, note=note)
@@ -288,16 +266,13 @@ def idle(worker: str, sizes: Sizes) -> Iterator[Row]:
     )
 
 
-def _summary(values: list[float]) -> tuple[float, ...]:
-    """p50, p99 (nearest rank) and maximum; NaN of nothing."""
-    ordered = sorted(values) or [math.nan]
-    return tuple(ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.99, 1))
-
-
 MEASUREMENTS: dict[str, Callable[[str, Sizes], Iterator[Row]]] = {
     "latency": latency,
     "cpu": cpu,
     "memory": memory,
     "first": first,
     "idle": idle,
+    "workers": workers,
+    "hosts": hosts,
+    "claims": claims,
 }

@@ -1,4 +1,4 @@
-"""The processes of the benchmark: simulator, gunicorn with one worker, and the load of streams.
+"""The processes of the benchmark: simulator, gunicorn, Redis, and the load of streams.
 
 Each has a free port and is ended by its pid. Also what /proc tells of them.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,10 @@ _GRACE = 20.0  # seconds to end in
 
 @dataclass(frozen=True)
 class Stand:
-    """What is measured: one simulator and one worker that relays it."""
+    """What is measured: one simulator and the gunicorn that relays it.
+
+    `worker_pid` is its worker's, or of several the first one's.
+    """
 
     simulator: Address
     relay: Address
@@ -43,6 +48,7 @@ def stand(worker_class: str, threads: int, **settings: str) -> Iterator[Stand]:
         simulator = stack.enter_context(_python(command, stdout=subprocess.PIPE, stderr=log))
         line = simulator.stdout.readline()  # ... listening on http://127.0.0.1:PORT/v1/...
         port = int(line.split("://")[1].split(":")[1].split("/")[0])
+        settings = {"WEB_CONCURRENCY": "1"} | settings
         settings |= {
             "CHATSTREAM_UPSTREAM_URL": f"http://127.0.0.1:{port}/v1/chat/completions",
             "CHATSTREAM_WORKER_CLASS": worker_class,
@@ -61,6 +67,38 @@ def stand(worker_class: str, threads: int, **settings: str) -> Iterator[Stand]:
             print(Path(log.name).read_text()[-3000:], file=sys.stderr)
             raise
         yield Stand(("127.0.0.1", port), address, simulator.pid, _children(master.pid)[0])
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[str | None]:
+    """Runs a redis-server; yields its address, or None where there is none to run."""
+    if shutil.which("redis-server") is None:
+        yield None
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with _ended(subprocess.Popen(command, stdout=subprocess.DEVNULL)):
+        for _ in range(500):
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            time.sleep(0.01)
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextlib.contextmanager
+def joined(bus: str, workers: int) -> Iterator[None]:
+    """Has `workers` processes join a bus, each with some streams."""
+    if not workers:
+        yield
+        return
+    command = ["bench.joined", bus, str(workers)]
+    with _python(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        if not process.stdout.readline():
+            raise RuntimeError("the other workers did not join")
+        yield
 
 
 @contextlib.contextmanager
@@ -105,6 +143,13 @@ def _python(
         text=True,
         **popen,
     )
+    with _ended(process):
+        yield process
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
+    """Ends the process, and its children where it does not do that itself."""
     try:
         yield process
     finally:
