@@ -1,7 +1,8 @@
 """The private directory in which the workers of one service on one host find each other.
 
     <base>/chatstream-<uid>/<service>/      0700
-        locks                               record locks: workers, sessions, streams
+        locks                               record locks: a worker holds its pid's number
+        names-0 … names-f                   record locks: sessions and streams, by their hashes
         <pid>                               a worker's socket, 0600
         early/                              cancels that came before their stream
 
@@ -26,6 +27,9 @@ from chatstream.errors import ConfigError
 
 LONGEST = 107
 """Bytes that the name of a socket may have: sun_path of unix(7), less the NUL at its end."""
+
+NAMES = 16
+"""Files for names: the kernel looks through a file's locks one by one."""
 
 _ALL = 2**63 - 1
 _open: set[Path] = set()  # by services of this process
@@ -79,7 +83,8 @@ class Directory:
 
     Attributes:
         path: Where it is.
-        locks: Its record locks. A process holds its own pid's.
+        locks: The workers' record locks.
+        names: The names' record locks: a number's are in the file `number // 4 % NAMES`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,10 +94,14 @@ class Directory:
             OSError: It cannot be made, or belongs to somebody else.
         """
         self.path = _reserve(path)
+        self._files = contextlib.ExitStack()
+        self._files.callback(_give_back, self.path)
         try:
             self.locks = self._enter()
+            self._files.callback(self.locks.close)
+            self.names = [self._name_locks(part) for part in range(NAMES)]
         except BaseException:
-            _give_back(self.path)
+            self._files.close()
             raise
 
     def socket_of(self, pid: int) -> str:
@@ -127,8 +136,12 @@ class Directory:
         """Takes this process's things away, and the directory when it was the last one."""
         (self.path / str(os.getpid())).unlink(missing_ok=True)
         _remove_if_last(self.path, self.locks)
-        self.locks.close()
-        _give_back(self.path)
+        self._files.close()
+
+    def _name_locks(self, part: int) -> RecordLocks:
+        locks = RecordLocks(self.path / f"names-{part:x}")
+        self._files.callback(locks.close)
+        return locks
 
 
 def _reserve(path: Path) -> Path:

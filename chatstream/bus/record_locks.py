@@ -38,7 +38,7 @@ class RecordLocks:
         """
         for _ in range(_TRIES):
             try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, number)
+                fcntl.lockf(self._file(), fcntl.LOCK_EX | fcntl.LOCK_NB, length, number)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
@@ -50,22 +50,22 @@ class RecordLocks:
 
     def wait(self, number: int) -> None:
         """Takes `number`, when whoever has it lets go."""
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, number)
+        fcntl.lockf(self._file(), fcntl.LOCK_EX, 1, number)
 
     def drop(self, number: int) -> None:
         """Gives `number` back, or does nothing."""
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
+        fcntl.lockf(self._file(), fcntl.LOCK_UN, 1, number)
 
     def holder(self, number: int, length: int = 1) -> int:
         """The pid of another process that has one of these numbers; 0 for none."""
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, length, 0)
-        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, asked))
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(self._file(), fcntl.F_GETLK, asked))
         return 0 if kind == fcntl.F_UNLCK else int(pid)
 
     def is_the_file(self) -> bool:
         """Whether the path still leads to the file that was opened."""
         try:
-            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file()))
         except FileNotFoundError:
             return False
 
@@ -74,3 +74,8 @@ class RecordLocks:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _file(self) -> int:
+        if self._fd < 0:
+            raise OSError(errno.EBADF, "the locks are closed")
+        return self._fd

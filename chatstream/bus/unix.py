@@ -1,6 +1,6 @@
 """The bus of one host: record locks say who has a stream, sockets carry a stop there.
 
-    worker A                        locks                      worker B
+    worker A                        names                      worker B
       │ claim(session s, stream a) ─> take bytes h(s), h(a)        │
       │                                                            │  POST /cancel/s
       │                              who has byte h(s)? <──────────┤
@@ -44,7 +44,7 @@ from chatstream.bus.base import (
     decode,
     encode,
 )
-from chatstream.bus.directory import Directory
+from chatstream.bus.directory import NAMES, Directory
 from chatstream.bus.early import EarlyCancels
 from chatstream.bus.record_locks import RecordLocks
 from chatstream.errors import BusUnavailable, StreamError, Unconfirmed, conflict
@@ -76,7 +76,7 @@ class UnixBus(Bus):
 
     name = "unix"
     _socket: _socket.socket
-    _locks: RecordLocks
+    _names: list[RecordLocks]
     _early: EarlyCancels
 
     def __init__(self, receive: Receive, loop: Loop, directory: Path) -> None:
@@ -101,7 +101,7 @@ class UnixBus(Bus):
     def start(self) -> None:
         self._run_soon = native.runner()
         directory = Directory(self._path)
-        self._locks = directory.locks
+        self._names = directory.names
         try:
             self._socket = _bind(directory.socket_of(os.getpid()))
             directory.sweep()
@@ -161,7 +161,10 @@ class UnixBus(Bus):
     def _cancel_session(self, request: Request) -> bool:
         deadline = monotonic() + PATIENCE
         stopped = hung = False
-        for byte in _bytes_of(request):
+        bytes_ = _bytes_of(request)
+        if not self._locks(bytes_[0]).holder(bytes_[0], len(bytes_)):
+            return False
+        for byte in bytes_:
             try:
                 stopped |= self._ask_holder(byte, request, deadline) is Answer.STOPPED
             except Unconfirmed:
@@ -199,7 +202,9 @@ class UnixBus(Bus):
         """
         deadline = monotonic() + PATIENCE
         taken = False
-        for byte in bytes_:
+        for number, byte in enumerate(bytes_):
+            if taken and not self._locks(byte).holder(byte, len(bytes_) - number):
+                return
             try:
                 answer = self._ask_holder(byte, request, deadline, None if taken else claim)
             except Unconfirmed:
@@ -228,7 +233,7 @@ class UnixBus(Bus):
             Unconfirmed: It does not answer.
         """
         for _ in range(_TRIES):
-            pid = self._locks.holder(byte) if claim is None else self._try(byte, claim)
+            pid = self._locks(byte).holder(byte) if claim is None else self._try(byte, claim)
             if not pid:
                 return None
             answer = self._ask(pid, request, deadline)
@@ -239,10 +244,13 @@ class UnixBus(Bus):
     def _try(self, byte: int, claim: Claim) -> int:
         """Takes `byte`; returns 0, or the pid of the worker that has it."""
         with self._lock:
-            pid = self._locks.take(byte)
+            pid = self._locks(byte).take(byte)
             if not pid:
                 self._held.setdefault(byte, set()).add(claim)
             return pid
+
+    def _locks(self, byte: int) -> RecordLocks:
+        return self._names[byte // _SLOTS % NAMES]
 
     def _holds(self, byte: int) -> bool:
         with self._lock:
@@ -256,7 +264,7 @@ class UnixBus(Bus):
                 claims.remove(claim)
                 if not claims:
                     del self._held[byte]
-                    self._locks.drop(byte)
+                    self._locks(byte).drop(byte)
 
     # The sockets
 
@@ -272,7 +280,7 @@ class UnixBus(Bus):
                 reply = decode(sock.recv(_LONGEST_MESSAGE))
             except (ConnectionRefusedError, FileNotFoundError):
                 return None
-            except OSError as error:
+            except (OSError, Malformed) as error:  # it hangs, or has another release's format
                 raise Unconfirmed from error
         return reply.answer if isinstance(reply, Reply) else None
 
