@@ -116,6 +116,9 @@ def test_the_imports_are_seen() -> None:
     assert {"native", "sse", "errors", "outcome"} <= siblings(MODULES["stream"])
     assert {"views", "registry", "loop", "upstream"} <= siblings(MODULES["extension"])
     assert "simulator" in siblings(MODULES["cli"])
+    assert {"bus", "bus.base", "bus.local"} <= siblings(MODULES["extension"])
+    assert {"bus.base", "bus.directory", "bus.early"} <= siblings(MODULES["bus.unix"])
+    assert {"bus.unix", "bus.redis"} <= siblings(MODULES["bus"])  # redis within functions
     assert {"simulator.plan", "simulator.ledger"} <= siblings(MODULES["simulator.server"])
     assert "extension" not in siblings(MODULES["views"])  # under TYPE_CHECKING only
 
@@ -128,6 +131,14 @@ def test_the_simulator_stands_alone() -> None:
     assert users == {"cli"}
 
 
+def test_a_bus_knows_neither_streams_nor_http() -> None:
+    """What carries a stop knows names and answers; whose they are is for who receives them."""
+    inside = {module for module in MODULES if module.partition(".")[0] == "bus"}
+    needs = set().union(*(siblings(MODULES[module]) for module in inside)) - inside
+    assert needs == {"config", "errors", "loop", "native"}
+    assert siblings(MODULES["bus.base"]) == set()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_one_foreign_library_one_room(module: str) -> None:
     """Each foreign library is imported where the house has a room for it, and no other at all."""
@@ -137,7 +148,7 @@ def test_one_foreign_library_one_room(module: str) -> None:
     assert [name for name in foreign if module not in ROOMS[name]] == []
 
 
-@pytest.mark.parametrize("module", ["sse", "framing", "outcome", "config", "errors"])
+@pytest.mark.parametrize("module", ["sse", "framing", "outcome", "config", "errors", "bus.base"])
 def test_the_pure_cores_do_no_io(module: str) -> None:
     """What is pure imports neither sockets nor threads nor clocks."""
     impure = {"socket", "_socket", "select", "threading", "_thread", "time", "os", "ssl"}

@@ -19,6 +19,9 @@ DEFAULTS = {
     "on_conflict": "supersede",
     "max_body": 1024 * 1024,
     "max_streams": None,
+    "bus": None,
+    "bus_prefix": "chatstream",
+    "bus_ttl": 45.0,
     "ping_interval": 15.0,
     "upstream_connect_timeout": 5.0,
     "upstream_headers_timeout": 600.0,
@@ -43,6 +46,15 @@ GOOD = [
     ("ON_CONFLICT", "reject", "reject"),
     ("MAX_BODY", "2048", 2048),
     ("MAX_STREAMS", "1", 1),
+    ("BUS", "local", "local"),
+    ("BUS", " unix\n", "unix"),
+    ("BUS", "unix:///run/chat stream", "unix:///run/chat stream"),
+    ("BUS", "redis://host:6379/0", "redis://host:6379/0"),
+    ("BUS", "redis://host", "redis://host"),
+    ("BUS", "redis://[::1]:6379/1?socket_timeout=1", "redis://[::1]:6379/1?socket_timeout=1"),
+    ("BUS", "rediss://user:p%40ss@host:6380/0", "rediss://user:p%40ss@host:6380/0"),
+    ("BUS_PREFIX", "chat-1:prod", "chat-1:prod"),
+    ("BUS_TTL", "20", 20.0),
     ("PING_INTERVAL", "0.5", 0.5),
     ("UPSTREAM_CONNECT_TIMEOUT", "2", 2.0),
     ("UPSTREAM_HEADERS_TIMEOUT", "604800", 604800.0),
@@ -128,6 +140,8 @@ BAD = {
     "ON_CONFLICT": ["", "Reject", "drop", 7],
     "MAX_BODY": ["", "0", "-1", "1.5", "1e3", "1_000", "x", "٣", True, 0, 1.5, "1" * 13],
     "MAX_STREAMS": ["", "0", "-1", "x", False],
+    "BUS_PREFIX": ["", " ", "a b", "a/b", "a*", "{x}", "žluť", "x" * 65, "x\n", 7],
+    "BUS_TTL": ["", "0", "-1", "off", "nan"],
     "PING_INTERVAL": ["", "0", "-1", "nan", "inf", "x", "604801", True, [], 10**400],
     "UPSTREAM_CONNECT_TIMEOUT": ["", "0", "off", "nan"],
     "UPSTREAM_HEADERS_TIMEOUT": ["", "0", "off", "nan"],
@@ -176,6 +190,96 @@ def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
     with pytest.raises(ConfigError, match=r"^CHATSTREAM_UPSTREAM_URL must be ") as caught:
         Settings.load({"CHATSTREAM_UPSTREAM_URL": "https://user:hunter2@host/v1"}, {})
     assert "hunter2" not in str(caught.value)
+
+
+BAD_BUSES = [
+    "",
+    "Local",
+    "tcp",
+    "local://",
+    "unix:",
+    "unix:/run",
+    "unix://",
+    "unix://run/chatstream",
+    "/run/chatstream",
+    "unix:///run/\x00",
+    "redis",
+    "redis:",
+    "redis://",
+    "redis:///0",
+    "redis://:6379/0",
+    "redis://host:0/0",
+    "redis://host:99999/0",
+    "redis://host:port/0",
+    "redis://[::1/0",
+    "redis://host/0\nx",
+    "http://host:6379/0",
+    "unix+redis:///run/redis.sock",
+    "valkey://host:6379/0",
+    7,
+    True,
+]
+
+
+@pytest.mark.parametrize("value", BAD_BUSES, ids=repr)
+def test_a_wrong_bus_is_told_what_there_is(value: Any) -> None:
+    """Whatever is wrong with it, the sentence names the key and all that it takes."""
+    with pytest.raises(ConfigError) as caught:
+        Settings.load({"CHATSTREAM_BUS": value}, {})
+    message = str(caught.value)
+    assert message.startswith(
+        "CHATSTREAM_BUS must be local, unix, unix:///a/directory, or redis://"
+    )
+    assert message.endswith(", not of a Cluster or a Sentinel.")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://a:26379/mymaster/0",
+        "redis-sentinel://a:26379/mymaster",
+        "sentinel://a:26379/mymaster",
+        "redis+cluster://a:7000",
+        "rediss+cluster://a:7000",
+        "redis-cluster://a:7000",
+        "redis://a:1,b:2/0",
+        "redis://a:7000,b:7000,c:7000",
+    ],
+)
+def test_several_servers_are_not_one(url: str) -> None:
+    """The addresses that others have for a Cluster or a Sentinel are refused, in these words."""
+    with pytest.raises(ConfigError, match=r"of one server, not of a Cluster or a Sentinel\.$"):
+        Settings.load({"CHATSTREAM_BUS": url}, {})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:hunter2@host:port/0",
+        "redis://:hunter2@a:1,b:2/0",
+        "redis+sentinel://:hunter2@a:26379/mymaster",
+        "redis://host:x/0?password=hunter2",
+        "redis:/user:hunter2",
+    ],
+)
+@pytest.mark.parametrize("where", ["config", "environ"])
+def test_a_password_of_a_bus_is_not_shown(url: str, where: str) -> None:
+    """A wrong address is not repeated: it may hold a password in any of its places."""
+    config = {"CHATSTREAM_BUS": url} if where == "config" else {}
+    environ = {"CHATSTREAM_BUS": url} if where == "environ" else {}
+    with pytest.raises(ConfigError, match=r"^CHATSTREAM_BUS must be ") as caught:
+        Settings.load(config, environ)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_repr_hides_the_bus() -> None:
+    """Settings can be printed and logged: the server's password is not in them."""
+    url = "redis://user:hunter2@host:6379/0?password=hunter2"
+    settings = Settings.load({"CHATSTREAM_BUS": url}, {})
+    assert settings.bus == url
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings)
 
 
 def test_repr_hides_the_key() -> None:

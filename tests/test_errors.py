@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chatstream.errors import (
+    BusUnavailable,
     Busy,
     ChatStreamError,
     ConfigError,
@@ -12,7 +13,9 @@ from chatstream.errors import (
     Refused,
     StreamAborted,
     StreamError,
+    Unconfirmed,
     UpstreamError,
+    conflict,
 )
 
 
@@ -53,3 +56,27 @@ def test_what_an_error_carries(
     assert retry_after == error.retry_after
     assert "x" == error.message == str(error)
     assert error.detail == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status", "retry_after"),
+    [(Unconfirmed(), "unconfirmed", 504, None), (BusUnavailable(), "bus_unavailable", 503, "1")],
+    ids=["Unconfirmed", "BusUnavailable"],
+)
+def test_what_cannot_be_said_of_another_worker(
+    error: StreamError, code: str, status: int, retry_after: str | None
+) -> None:
+    """Each has its own code and status, a type of ours, and a sentence of its own."""
+    assert (code, status, "service_error") == (error.code, error.status, error.type)
+    assert retry_after == error.retry_after
+    assert error.message.endswith(" Please try again.")
+
+
+def test_a_conflict_says_what_is_taken() -> None:
+    """A streamId and a session are refused alike, a 409, each by a sentence of its own."""
+    stream, session = conflict("stream"), conflict("session")
+    for refusal in (stream, session):
+        assert isinstance(refusal, Refused)
+        assert (refusal.code, refusal.status) == ("conflict", 409)
+    assert stream.message == "A stream with this streamId is live."
+    assert session.message == "This session has a live stream. Cancel it first."

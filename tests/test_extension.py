@@ -7,8 +7,11 @@ import os
 import re
 import resource
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -25,7 +28,10 @@ from chatstream import (
     Service,
     StreamIterable,
 )
+from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
+from chatstream.bus.directory import service_directory
 from chatstream.config import Settings
+from chatstream.errors import BusUnavailable, Unconfirmed, conflict
 from chatstream.upstream import MockedBody
 from tests.conftest import eventually
 
@@ -70,6 +76,53 @@ def provider() -> Iterator[responses.RequestsMock]:
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         mock.post(URL, body=EVENT + DONE, content_type="text/event-stream")
         yield mock
+
+
+class OtherWorkers(Bus):
+    """A bus to workers that are what a test says they are."""
+
+    name = "fake"
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service._receive)
+        self.answer: bool | Exception = False  # to a cancel of what is not here
+        self.asked: list[Request] = []
+        self.early: bool | Exception = False  # to a claim
+        self.on_claim: Callable[[], object] = lambda: None
+        self.claims: list[tuple[Claim, bool]] = []
+        self.on_release: Callable[[], object] = lambda: None
+        self.released: list[Claim] = []
+        self.closed = 0
+
+    def start(self) -> None:
+        raise AssertionError("it was put in place")
+
+    def claim(self, claim: Claim, *, reject: bool) -> bool:
+        self.claims.append((claim, reject))
+        self.on_claim()
+        if isinstance(self.early, Exception):
+            raise self.early
+        return self.early
+
+    def release(self, claim: Claim) -> None:
+        self.released.append(claim)
+        self.on_release()
+
+    def _cancel_elsewhere(self, request: Request) -> bool:
+        self.asked.append(request)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def others(service: Service) -> OtherWorkers:
+    """Puts a bus in place, as if this process had joined it."""
+    bus = OtherWorkers(service)
+    service._bus, service._joined = bus, os.getpid()
+    return bus
 
 
 class Gate:
@@ -372,6 +425,373 @@ def test_the_call_is_made_once_however_long_it_takes(service: MakeService, gate:
     assert gate.answers == 1
 
 
+# Other workers
+
+
+def test_a_stop_reaches_another_worker(service: MakeService) -> None:
+    """What is not here is asked for elsewhere, by its names, and that answer is the answer."""
+    us = service()
+    bus = others(us)
+    bus.answer = True
+    assert us.abort("s-1", "t-1", owner="me") is True
+    assert us.abort("s-1") is True
+    bus.answer = False
+    assert us.abort("s-2") is False
+    assert [request.action for request in bus.asked] == [Action.CANCEL] * 3
+    names = [(request.owner, request.session_id, request.stream_id) for request in bus.asked]
+    assert names == [("me", "s-1", "t-1"), ("", "s-1", None), ("", "s-2", None)]
+
+
+@pytest.mark.parametrize("error", [Unconfirmed, BusUnavailable])
+def test_a_stop_that_cannot_be_confirmed_says_so(
+    service: MakeService, error: type[Exception], lines: Lines
+) -> None:
+    """Neither True nor False: it is raised, and the log has no part in it."""
+    us = service()
+    others(us).answer = error()
+    with pytest.raises(error):
+        us.abort("s-1")
+    assert lines() == []
+
+
+@pytest.mark.parametrize("error", [Unconfirmed(), BusUnavailable(), OSError("broken")])
+def test_ones_own_stream_is_stopped_whatever_the_bus_is(
+    service: MakeService, error: Exception
+) -> None:
+    """A stream of this worker needs no bus for its stop: nobody else is asked."""
+    us = service()
+    bus = others(us)
+    iterable = us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    bus.answer = error
+    assert us.abort("s-1", "t-1") is True
+    assert iterable.stream.cause is Cause.CANCEL
+    assert bus.asked == []
+    iterable.close()
+
+
+def test_a_bus_that_fails_is_unavailable(service: MakeService, lines: Lines) -> None:
+    """The system's error is BusUnavailable to the caller, and a line for people."""
+    us = service()
+    broken = OSError(28, "No space left on device")
+    others(us).answer = broken
+    with pytest.raises(BusUnavailable) as caught:
+        us.abort("s-1", "t-1")
+    assert caught.value.__cause__ is broken
+    assert lines() == ["[bus] fake: [Errno 28] No space left on device"]
+
+
+@pytest.mark.parametrize("on_conflict", ["supersede", "reject"])
+def test_a_stream_is_claimed_and_released(
+    service: MakeService, provider: responses.RequestsMock, on_conflict: str
+) -> None:
+    """By its names and its number, once each; when it is claimed or released, the registry knows.
+
+    So whoever asks for it by what the bus says finds it, or finds that it has been.
+    """
+    us = service(on_conflict=on_conflict)
+    bus = others(us)
+    found: list[bool] = []
+    bus.on_claim = bus.on_release = lambda: found.append(us.registry.find("me", "s-1") is not None)
+    iterable = us.open(PAYLOAD, session_id="s-1", stream_id="t-1", owner="me")
+    claim = Claim(Name("me", "s-1", "t-1"), iterable.stream.number)
+    assert bus.claims == [(claim, on_conflict == "reject")]
+    assert walked(iterable) == EVENT + DONE
+    iterable.close()
+    assert bus.released == [claim]
+    assert found == [True, False]
+
+
+def test_a_cancel_that_another_worker_remembers(
+    service: MakeService, provider: responses.RequestsMock, lines: Lines
+) -> None:
+    """A claim that says so makes the stream be born cancelled: no call, an empty body."""
+    us = service()
+    others(us).early = True
+    assert walked(us.open(PAYLOAD, session_id="s-1")) == b""
+    assert len(provider.calls) == 0
+    assert lines()[-1].startswith("[SSE] s-1 aborted by client/cancel cause=cancel phase=new ")
+
+
+def test_the_older_stream_is_superseded_when_the_newer_one_is_claimed(
+    service: MakeService,
+) -> None:
+    """Not before: the newer one may be refused."""
+    us = service()
+    bus = others(us)
+    old = us.open(PAYLOAD, session_id="s-1")
+    live: list[bool] = []
+    bus.on_claim = lambda: live.append(not old.stream.ended)
+    new = us.open(PAYLOAD, session_id="s-1")
+    assert live == [True]
+    assert old.stream.cause is Cause.SUPERSEDED
+    old.close()
+    new.close()
+
+
+@pytest.mark.parametrize("error", [conflict("stream"), Unconfirmed()])
+def test_a_stream_that_is_refused_elsewhere_leaves_no_trace(
+    service: MakeService, lines: Lines, error: Exception
+) -> None:
+    """No name, no slot, no line; the session's older stream goes on, and is found again."""
+    us = service()
+    bus = others(us)
+    old = us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    bus.early = error
+    server, client = socket.socketpair()
+    before = descriptors()
+    with pytest.raises(type(error)):
+        us.open(PAYLOAD, session_id="s-1", stream_id="t-2", environ={"gunicorn.socket": server})
+    server.close()
+    client.close()
+    eventually(lambda: descriptors() <= before)  # two less for the pair, two for the loop
+    assert not old.stream.ended
+    assert us.registry.find("", "s-1") is old.stream
+    assert us.registry.find("", "s-1", "t-2") is None
+    assert (len(us.registry), bus.released) == (1, [])
+    assert len([line for line in lines() if " started " in line]) == 1
+    old.close()
+
+
+def test_a_refused_stream_whose_session_a_third_one_took(service: MakeService) -> None:
+    """What it had pushed aside cannot have its session back: it is superseded after all."""
+    us = service()
+    bus = others(us)
+    first = us.open(PAYLOAD, session_id="s-1")
+    third: list[StreamIterable] = []
+
+    def meanwhile() -> None:
+        bus.on_claim = lambda: None
+        third.append(us.open(PAYLOAD, session_id="s-1"))
+        bus.early = conflict("stream")
+
+    bus.on_claim = meanwhile
+    with pytest.raises(Refused):
+        us.open(PAYLOAD, session_id="s-1")
+    assert us.registry.find("", "s-1") is third[0].stream
+    assert not third[0].stream.ended
+    assert first.stream.cause is Cause.SUPERSEDED
+    first.close()
+    third[0].close()
+    assert len(us.registry) == 0
+
+
+def test_a_stream_needs_no_bus(
+    service: MakeService, provider: responses.RequestsMock, lines: Lines
+) -> None:
+    """A bus that fails keeps no stream from starting, and no slot from being given back."""
+    us = service(max_streams=1)
+    bus = others(us)
+    bus.early = OSError("broken")
+
+    def fail() -> None:
+        raise OSError("broken")
+
+    bus.on_release = fail
+    for _ in range(2):
+        assert walked(us.open(PAYLOAD, session_id="s-1")) == EVENT + DONE
+    assert lines()[0] == "[bus] fake: broken"
+    assert lines()[-1].startswith("[SSE] s-1 completed ")
+
+
+def test_what_another_worker_asks_for(service: MakeService) -> None:
+    """A probe looks, a cancel and a supersede stop, each with its cause, and only what is live."""
+    us = service()
+    others(us)
+    for action, cause in ((Action.CANCEL, Cause.CANCEL), (Action.SUPERSEDE, Cause.SUPERSEDED)):
+        iterable = us.open(PAYLOAD, session_id="s-1", stream_id="t-1", owner="me")
+        for names in (("me", "s-1", None), ("me", None, "t-1"), ("me", "s-1", "t-1")):
+            assert us._receive(Request(Action.PROBE, *names)) is Answer.LIVE
+        for names in (("you", "s-1", None), ("me", "s-2", "t-1"), ("me", "s-1", "t-2")):
+            assert us._receive(Request(action, *names)) is Answer.ABSENT
+        assert not iterable.stream.ended
+        assert us._receive(Request(action, "me", "s-1", "t-1")) is Answer.STOPPED
+        assert iterable.stream.cause is cause
+        assert us._receive(Request(action, "me", "s-1", "t-1")) is Answer.ABSENT
+        assert us._receive(Request(Action.PROBE, "me", "s-1", "t-1")) is Answer.ABSENT
+        iterable.close()
+
+
+# Joining the other workers
+
+SERVICE = """
+import sys
+from chatstream import Service
+from chatstream.config import Settings
+service = Service(Settings(bus=sys.argv[1], upstream_url="http://127.0.0.1:9/", max_streams=4))
+iterable = service.open(b"{}", session_id="s-1", stream_id="t-1")
+print("open", flush=True)
+sys.stdin.readline()
+print(iterable.stream.cause, flush=True)
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another worker of the service in `tmp_path`, with a live stream s-1/t-1."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVICE, f"unix://{tmp_path}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.kill()
+
+
+def told(worker: subprocess.Popen[str]) -> str:
+    """Has the worker end, and returns what stopped its stream."""
+    return worker.communicate("\n", timeout=10)[0].strip()
+
+
+def test_a_cancel_alone_joins(
+    service: MakeService, worker: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """A worker that has had no stream yet finds another worker's."""
+    assert service(bus=f"unix://{tmp_path}").abort("s-1", "t-1") is True
+    assert told(worker) == "Cause.CANCEL"
+
+
+def test_a_stream_supersedes_another_workers(
+    service: MakeService, worker: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """One session, one stream, whichever workers the two requests came to."""
+    us = service(bus=f"unix://{tmp_path}")
+    us.open(PAYLOAD, session_id="s-1").close()
+    assert told(worker) == "Cause.SUPERSEDED"
+
+
+def test_reject_refuses_for_another_workers_stream(
+    service: MakeService, worker: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """CHATSTREAM_ON_CONFLICT=reject is for the whole service."""
+    us = service(bus=f"unix://{tmp_path}", on_conflict="reject")
+    with pytest.raises(Refused):
+        us.open(PAYLOAD, session_id="s-1")
+    assert len(us.registry) == 0
+    assert told(worker) == "None"
+
+
+def test_many_first_cancels_at_once_join_once(service: MakeService, tmp_path: Path) -> None:
+    """They come together, with first streams among them, and all use the one bus."""
+    us = service(bus=f"unix://{tmp_path}", max_streams=16)
+    buses, barrier = [], threading.Barrier(16)
+
+    def first(number: int) -> None:
+        barrier.wait(5)
+        if number % 2:
+            us.open(PAYLOAD).close()
+        else:
+            us.abort(f"s-{number}")
+        buses.append(us._bus)
+
+    threads = [threading.Thread(target=first, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(buses) == 16
+    assert len(set(buses)) == 1
+
+
+def test_stop_leaves(service: MakeService, tmp_path: Path) -> None:
+    """After `stop` nothing of the bus is there, and the next stream or cancel joins again."""
+    us = service(bus=f"unix://{tmp_path}")
+    where = service_directory(tmp_path, "service")
+    for join in (lambda: us.abort("s-1"), lambda: us.open(PAYLOAD).close()):
+        join()
+        assert where.is_dir()
+        us.stop()
+        us.stop()
+        assert not where.exists()
+
+
+def test_stop_closes_the_bus(service: MakeService) -> None:
+    """Once, and a stream that is closed only then is none of its concern."""
+    us = service()
+    bus = others(us)
+    iterable = us.open(PAYLOAD)
+    us.stop()
+    us.stop()
+    assert bus.closed == 1
+    iterable.close()
+    assert bus.released == []
+
+
+LEAVES = """
+import os, sys
+from chatstream import Service
+from chatstream.config import Settings
+service = Service(Settings(bus=sys.argv[1], upstream_url="http://127.0.0.1:9/", max_streams=4))
+iterable = service.open(b"{}", session_id="s-1")
+where = sys.argv[1].removeprefix("unix://") + f"/chatstream-{os.geteuid()}"
+if os.fork() == 0:
+    sys.exit()  # with all of atexit
+os.wait()
+assert os.listdir(where) == ["service"], os.listdir(where)
+assert iterable.stream.cause is None
+"""
+
+
+def test_a_process_that_ends_leaves(tmp_path: Path) -> None:
+    """Whoever forgets `stop` leaves nothing behind; a child that it forked ends nothing of it."""
+    run = subprocess.run(
+        [sys.executable, "-c", LEAVES, f"unix://{tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert list(service_directory(tmp_path, "").iterdir()) == []
+
+
+def test_a_bus_that_cannot_start(
+    service: MakeService, provider: responses.RequestsMock, tmp_path: Path, lines: Lines
+) -> None:
+    """One line for people. Streams run and can be stopped; of another's nothing can be said."""
+    us = service(bus=f"unix://{tmp_path}")
+    service_directory(tmp_path, "x").parent.touch()  # where the user's directory should be
+    for _ in range(2):
+        assert walked(us.open(PAYLOAD)) == EVENT + DONE
+        with pytest.raises(BusUnavailable):
+            us.abort("s-1")
+        with pytest.raises(BusUnavailable):
+            us.abort("s-1", "t-1")
+    iterable = us.open(PAYLOAD, session_id="s-1")
+    assert us.abort("s-1") is True
+    iterable.close()
+    (line,) = [line for line in lines() if line.startswith("[bus]")]
+    assert line.startswith(f"[bus] unix cannot start: {tmp_path}/chatstream-")
+    assert "answered with 503" in line
+
+
+def test_a_bus_that_cannot_start_is_tried_again_after_stop(
+    service: MakeService, tmp_path: Path
+) -> None:
+    """What was in its way is gone: the next cancel joins."""
+    us = service(bus=f"unix://{tmp_path}")
+    in_the_way = service_directory(tmp_path, "x").parent
+    in_the_way.touch()
+    with pytest.raises(BusUnavailable):
+        us.abort("s-1")
+    in_the_way.unlink()
+    us.stop()
+    assert us.abort("s-1") is False
+
+
+@pytest.mark.parametrize("bus", ["unix:///nowhere/at/all", "unix:///" + "x" * 100])
+def test_a_bus_that_cannot_be_stops_the_start(bus: str) -> None:
+    """ConfigError at init_app, and nothing is mounted."""
+    app = flask.Flask("host")
+    app.config["CHATSTREAM_BUS"] = bus
+    with pytest.raises(ConfigError, match=r"^CHATSTREAM_BUS: "):
+        ChatStream(app)
+    assert "chatstream" not in app.blueprints
+    assert "chatstream" not in app.extensions
+
+
 # Slots
 
 
@@ -445,6 +865,24 @@ def test_out_of_descriptors(
     server.close()
     client.close()
     assert (left, answer) == (0, EVENT + DONE)
+
+
+def test_a_refused_stream_does_not_use_an_early_cancel_up(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """Without a slot, or with its streamId taken, the cancel stays for the caller's retry."""
+    us = service(max_streams=1)
+    us.abort("s-1", "t-1")
+    other = us.open(PAYLOAD, session_id="s-2", stream_id="t-1")
+    with pytest.raises(Refused):
+        us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    other.close()
+    other = us.open(PAYLOAD)
+    with pytest.raises(Busy):
+        us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    other.close()
+    assert walked(us.open(PAYLOAD, session_id="s-1", stream_id="t-1")) == b""
+    assert len(provider.calls) == 0
 
 
 def test_out_of_threads(
@@ -725,3 +1163,16 @@ def test_the_log_says_what_would_surprise(
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == len(advice)
     assert all(word in warning for word, warning in zip(advice, warnings, strict=True))
+
+
+@pytest.mark.parametrize("bus", [None, "local", "unix"])
+def test_many_workers_and_a_bus_of_one(
+    service: MakeService, caplog: pytest.LogCaptureFixture, tmp_path: Path, bus: str | None
+) -> None:
+    """More than one worker is worth a word only where the bus knows no more than one."""
+    us = service(bus=f"unix://{tmp_path}" if bus == "unix" else bus)
+    us.open(PAYLOAD, environ={**GTHREAD, "wsgi.multiprocess": True}).close()
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == (0 if bus == "unix" else 1)
+    if warnings:
+        assert "CHATSTREAM_BUS=unix:///a/directory, or redis://" in warnings[0]

@@ -302,6 +302,194 @@ def test_no_descriptor_for_the_loop_itself_is_busy(
     watch.release()
 
 
+# What arrives for the worker
+
+
+@contextmanager
+def readable(loop: Loop, callback: Callable[[socket.socket], object]) -> Iterator[socket.socket]:
+    """Has the loop read what is sent to the socket that this gives."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        loop.on_readable(ours.fileno(), lambda: callback(ours))
+        try:
+            yield theirs
+        finally:
+            loop.forget_readable(ours.fileno())
+
+
+def test_what_arrives_is_read_in_the_loops_thread(loop: Loop) -> None:
+    """The callback runs whenever there is something, as often as something comes."""
+    seen: list[tuple[bytes, int]] = []
+    with readable(loop, lambda ours: seen.append((ours.recv(9), threading.get_ident()))) as theirs:
+        settled(loop)
+        assert seen == []
+        for n in range(3):
+            theirs.send(b"%d" % n)
+            eventually(lambda n=n: len(seen) == n + 1)  # type: ignore[misc]
+    assert [data for data, _ in seen] == [b"0", b"1", b"2"]
+    assert len({ident for _, ident in seen} - {threading.get_ident()}) == 1
+
+
+def test_what_arrived_before_is_read_too(loop: Loop) -> None:
+    """Something that waits already when the watch begins."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    called = threading.Event()
+    with ours, theirs:
+        theirs.send(b"x")
+        loop.on_readable(ours.fileno(), lambda: (ours.recv(9), called.set()))
+        assert called.wait(5)
+        loop.forget_readable(ours.fileno())
+
+
+def test_what_one_callback_leaves_calls_again(loop: Loop) -> None:
+    """A callback may take a part: for the rest it is called again, and others have their turn."""
+    seen: list[bytes] = []
+    with readable(loop, lambda ours: seen.append(ours.recv(9))) as theirs:
+        busy, go = threading.Event(), threading.Event()
+        loop.call_later(0.0, lambda: (busy.set(), go.wait(5)))
+        assert busy.wait(5)
+        for n in range(20):
+            theirs.send(b"%d" % n)
+        go.set()
+        eventually(lambda: len(seen) == 20)
+    assert seen == [b"%d" % n for n in range(20)]
+
+
+def test_what_is_forgotten_is_not_read(loop: Loop) -> None:
+    """After `forget_readable` nothing is called. What is not there can be forgotten as well."""
+    seen: list[bytes] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        loop.on_readable(ours.fileno(), lambda: seen.append(b"read"))
+        loop.forget_readable(ours.fileno())
+        loop.forget_readable(ours.fileno())
+        loop.forget_readable(theirs.fileno())
+        theirs.send(b"x")
+        settled(loop)
+        assert seen == []
+        assert ours.recv(9) == b"x"
+        loop.on_readable(ours.fileno(), lambda: seen.append(ours.recv(9)))
+        theirs.send(b"again")
+        eventually(lambda: seen == [b"again"])
+        loop.forget_readable(ours.fileno())
+
+
+def test_a_reader_may_forget_itself(loop: Loop) -> None:
+    """In its own callback, as a bus that closes while it answers."""
+    calls: list[int] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+
+        def callback() -> None:
+            calls.append(1)
+            loop.forget_readable(ours.fileno())
+
+        loop.on_readable(ours.fileno(), callback)
+        theirs.send(b"x")
+        eventually(lambda: calls)
+        settled(loop)
+        assert calls == [1]
+
+
+def test_readers_and_watches_do_not_mix(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """A client's hang-up calls its watch, and what arrives calls the reader."""
+    server, client = pair
+    called: list[str] = []
+    watch = loop.watch(server, lambda: called.append("hang-up"))
+    with readable(loop, lambda ours: called.append(ours.recv(9).decode())) as theirs:
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        theirs.send(b"a")
+        eventually(lambda: called == ["a"])
+        client.close()
+        eventually(lambda: called == ["a", "hang-up"])
+        theirs.send(b"b")
+        eventually(lambda: called == ["a", "hang-up", "b"])
+    watch.release()
+
+
+def test_a_readers_number_can_be_a_watchs_next(loop: Loop) -> None:
+    """An event that epoll has told already is dropped when the reader's number has a new owner.
+
+    While the loop is busy something arrives and a client leaves, so that one epoll call tells of
+    both. The client's callback ends the reader and watches a client that is there, by its number.
+    """
+    called: list[str] = []
+    (a, a_peer), (c, c_peer) = socket.socketpair(), socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    busy, go = threading.Event(), threading.Event()
+    watches = []
+
+    def hang_up() -> None:
+        called.append("hang-up")
+        number = ours.fileno()
+        loop.forget_readable(number)
+        ours.close()
+        watches.append(loop.watch(c, lambda: called.append("another's")))
+        assert number == watches[-1].fd
+
+    watches.append(loop.watch(a, hang_up))
+    loop.on_readable(ours.fileno(), lambda: called.append("read"))
+    loop.call_later(0.0, lambda: (busy.set(), go.wait(5)))
+    assert busy.wait(5)
+    a_peer.close()
+    theirs.send(b"x")
+    go.set()
+    settled(loop)
+    assert called == ["hang-up"]
+    for watch in watches:
+        watch.release()
+    for sock in (a, c, c_peer, theirs):
+        sock.close()
+
+
+def test_a_reader_that_raises_does_not_end_the_loop(
+    loop: Loop, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is told on standard error, and called again for what comes next."""
+    seen: list[bytes] = []
+
+    def callback(ours: socket.socket) -> None:
+        seen.append(ours.recv(9))
+        raise ValueError("in a reader")
+
+    with readable(loop, callback) as theirs:
+        for data in (b"1", b"2"):
+            theirs.send(data)
+            eventually(lambda data=data: seen[-1:] == [data])  # type: ignore[misc]
+        settled(loop)
+    assert capfd.readouterr().err.count("ValueError: in a reader") == 2
+
+
+def test_a_stopped_loop_reads_no_more(loop: Loop) -> None:
+    """Readers are forgotten with all the rest, and can be there again when it is."""
+    seen: list[bytes] = []
+    with readable(loop, lambda ours: seen.append(ours.recv(9))) as theirs:
+        loop.stop()
+        theirs.send(b"x")
+        settled(loop)  # started again
+        assert seen == []
+    with readable(loop, lambda ours: seen.append(ours.recv(9))) as theirs:
+        theirs.send(b"y")
+        eventually(lambda: seen == [b"y"])
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_no_descriptor_to_read_is_busy(loop: Loop, left: int) -> None:
+    """A loop that cannot start says Busy, as for a watch, and reads when there is room."""
+    seen: list[bytes] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        with descriptors_left(left), pytest.raises(Busy):
+            loop.on_readable(ours.fileno(), lambda: seen.append(ours.recv(9)))
+        theirs.send(b"x")
+        loop.on_readable(ours.fileno(), lambda: seen.append(ours.recv(9)))
+        eventually(lambda: seen == [b"x"])
+        loop.forget_readable(ours.fileno())
+
+
 # Clocks
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +23,10 @@ from werkzeug.local import LocalProxy
 from werkzeug.test import EnvironBuilder, TestResponse
 
 from chatstream import ChatStream, Service
+from chatstream.bus.base import Claim, Request
+from chatstream.bus.directory import service_directory
+from chatstream.bus.local import LocalBus
+from chatstream.errors import BusUnavailable, Unconfirmed
 from tests.conftest import eventually
 
 URL = "https://provider.test/v1/chat"
@@ -725,6 +731,78 @@ def test_a_late_cancel_does_not_stop_the_next_stream(
     assert_not_found(c.cancel("/s-1?streamId=t-1"))
     assert b"".join(walk.iterable) == EVENT + DONE
     walk.close()
+
+
+class OtherWorkers(LocalBus):
+    """A bus to workers that answer neither a cancel nor a claim."""
+
+    def __init__(self, service: Service, error: Exception) -> None:
+        super().__init__(service._receive)
+        self.error = error
+        service._bus, service._joined = self, os.getpid()
+
+    def claim(self, claim: Claim, *, reject: bool) -> bool:
+        raise self.error
+
+    def _cancel_elsewhere(self, request: Request) -> bool:
+        raise self.error
+
+
+UNSURE = [
+    (Unconfirmed(), 504, b'{"ok": false, "reason": "unconfirmed"}'),
+    (BusUnavailable(), 503, b'{"ok": false, "reason": "bus_unavailable"}'),
+    (OSError("the bus is broken"), 503, b'{"ok": false, "reason": "bus_unavailable"}'),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "body"), UNSURE, ids=lambda value: repr(value)[:12])
+@pytest.mark.parametrize("path", ["/s-1", "/s-1?streamId=t-1"])
+def test_a_cancel_of_which_nothing_can_be_said(
+    chat: MakeChat, error: Exception, status: int, body: bytes, path: str
+) -> None:
+    """Neither 200 nor 404: a 504 where its worker hangs, a 503 where nobody can be asked."""
+    c = chat()
+    OtherWorkers(c.service, error)
+    response = c.cancel(path)
+    assert (response.status_code, response.data) == (status, body)
+    assert response.content_type == "application/json"
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_a_malformed_cancel_asks_nobody(chat: MakeChat) -> None:
+    """It can be no stream's: a 404, however the bus is."""
+    c = chat()
+    OtherWorkers(c.service, BusUnavailable())
+    assert_not_found(c.cancel("/s%201"))
+    assert_not_found(c.cancel("/s-1?streamId="))
+
+
+def test_a_stream_that_other_workers_keep_from_starting(
+    chat: MakeChat, provider: responses.RequestsMock
+) -> None:
+    """Streams of its session are in workers that hang: a 504 like every refusal, no call."""
+    c = chat()
+    OtherWorkers(c.service, Unconfirmed())
+    assert_refused(c.post(), 504, "unconfirmed")
+    assert len(provider.calls) == 0
+    assert len(c.service.registry) == 0
+
+
+def test_a_bus_that_cannot_start(
+    chat: MakeChat, answers: responses.RequestsMock, tmp_path: Path
+) -> None:
+    """Streams are relayed, this worker's are stopped, and for another's the answer is a 503."""
+    c = chat(BUS=f"unix://{tmp_path}")
+    service_directory(tmp_path, "x").parent.touch()  # where the user's directory should be
+    assert c.post().data == EVENT + DONE
+    response = c.cancel("/s-1")
+    assert (response.status_code, response.json) == (
+        503,
+        {"ok": False, "reason": "bus_unavailable"},
+    )
+    walk = c.open(sessionId="s-1")
+    assert c.cancel("/s-1").status_code == 200
+    assert walk.next() == b""
 
 
 def test_of_many_cancels_one_is_told_that_it_stopped(chat: MakeChat) -> None:

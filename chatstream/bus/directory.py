@@ -28,6 +28,9 @@ from chatstream.errors import ConfigError
 LONGEST = 107
 """Bytes that the name of a socket may have: sun_path of unix(7), less the NUL at its end."""
 
+_WORKERS_SIGNALS = (signal.SIGABRT, signal.SIGUSR1, signal.SIGQUIT, signal.SIGTERM)
+"""Signals that a gunicorn worker handles; an app may have taken some of them over."""
+
 NAMES = 16
 """Files for names: the kernel looks through a file's locks one by one."""
 
@@ -42,12 +45,12 @@ def gunicorn_service() -> str | None:
     Workers of one service, and of its generations, share their listening sockets and nothing else:
     a `HUP` gives them new settings, a `USR2` a new master. The socket's inode is the name.
     """
-    # The worker has no other handle to it than the methods it made its signal handlers.
-    worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    worker = worker or getattr(signal.getsignal(signal.SIGQUIT), "__self__", None)
-    for listener in getattr(worker, "sockets", None) or ():
-        with contextlib.suppress(OSError, AttributeError, ValueError):  # closed: it is leaving
-            return str(os.fstat(listener.fileno()).st_ino)
+    # An app has no other way to its worker than the methods that this made its signal handlers.
+    for number in _WORKERS_SIGNALS:
+        worker = getattr(signal.getsignal(number), "__self__", None)
+        for listener in getattr(worker, "sockets", None) or ():
+            with contextlib.suppress(OSError, AttributeError, ValueError):  # closed: it is leaving
+                return str(os.fstat(listener.fileno()).st_ino)
     return None
 
 

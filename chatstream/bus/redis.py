@@ -69,7 +69,8 @@ _LISTEN = 1.0
 _RETRY = (0.05, 2.0)
 """Seconds between two attempts to reach a server that is away: the first, and at most."""
 
-_CONNECTIONS = 16
+_CONNECTIONS = 64
+"""Commands at once; connections are made as they are needed."""
 
 _BATCH = 500
 """Entries that are refreshed in one round trip."""
@@ -409,8 +410,8 @@ class RedisBus(Bus):
             except Exception:
                 log.exception("[bus] redis")
                 self._lost(RuntimeError("the listener failed"))
-            # A server that was made a replica, or moved, is found again by its name.
-            self._commands.connection_pool.disconnect(inuse_connections=False)
+            # New connections: a server that has become a replica is found again by its name.
+            self._commands.connection_pool.reset()
             self._mailbox.connection_pool.disconnect()
             self._wake.wait(pause)
             pause = min(2 * pause, longest)
@@ -446,7 +447,7 @@ class RedisBus(Bus):
             log.warning(
                 "[bus] redis is away: %s. Streams go on; a stop for another worker's stream is"
                 " answered with 503 until it is back",
-                error,
+                _said(error),
             )
 
     def _read_mail(self) -> None:
@@ -496,6 +497,12 @@ def _client(url: str, *, connections: int = 1, waiting: float = 0.0) -> Any:
     wanted |= {"protocol": 2, "decode_responses": False, "retry": Retry(NoBackoff(), 0)}
     wanted |= {"max_connections": connections, "timeout": COMMAND_TIMEOUT}
     return redis.Redis(connection_pool=redis.BlockingConnectionPool(**wanted))
+
+
+def _said(error: Exception) -> str:
+    """The error for the log. Of a refused command only its kind: its text has the arguments."""
+    refused = isinstance(error, redis.ResponseError)
+    return type(error).__name__ if refused else str(error) or type(error).__name__
 
 
 def _worker(value: bytes) -> str:

@@ -13,10 +13,11 @@ import threading
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from chatstream import ChatStream
 
-logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+logging.basicConfig(level=logging.INFO, format="%(levelname)s [%(process)d] %(message)s")
 app = Flask(__name__)
 ChatStream(app, identify=lambda: request.headers.get("X-User", "anybody"))
 
@@ -82,11 +83,22 @@ def hidden(environ: dict[str, object], start_response: object) -> object:
     return app(environ, start_response)  # type: ignore[arg-type]
 
 
+other = Flask("other")
+ChatStream(other)
+both = DispatcherMiddleware(app, {"/other": other})  # two services in one process
+
+
 @app.before_request
 def read_the_body() -> None:
     """What many hosts do: log or check the JSON of every request."""
     if request.headers.get("X-Read-Body"):
         request.get_json(silent=True)
+
+
+@app.after_request
+def name_the_worker(response: Response) -> Response:
+    response.headers["X-Worker"] = str(os.getpid())
+    return response
 
 
 @app.after_request

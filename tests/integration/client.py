@@ -53,6 +53,14 @@ class Client:
         self.sock.sendall("\r\n".join([*lines, "", ""]).encode() + data)
         return self
 
+    def ask(self, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """A request without a body, and its whole answer. The connection stays."""
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Content-Length: 0"]
+        lines += [f"{key.replace('_', '-')}: {value}" for key, value in headers.items()]
+        self.sock.sendall("\r\n".join([*lines, "", ""]).encode())
+        status, got = self.head()
+        return status, got, self.exactly(int(got["content-length"]))
+
     def head(self) -> tuple[int, dict[str, str]]:
         """Status and headers (names in lower case)."""
         while b"\r\n\r\n" not in self._buffer:

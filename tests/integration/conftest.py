@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import trustme
 
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.processes import Provider, Server
+from tests.integration.processes import Provider, Server, descriptors
 from tests.integration.proxy import Proxy
 
 
@@ -96,6 +97,93 @@ class Rig:
         )
 
 
+class Fleet(Rig):
+    """A server of several workers: which of them is asked can be chosen, or left to chance."""
+
+    def __init__(self, server: Server, provider: Provider, *apart: int) -> None:
+        """
+        Args:
+            server: Its app is `tests.integration.app`.
+            provider: May be another fleet's too.
+            apart: Ports to which connections may be kept.
+        """
+        super().__init__(server, provider)
+        self._apart = (provider.port, *apart)
+        self._baselines: dict[int, int] = {}
+
+    def worker(self, *but: int) -> int:
+        """A worker, other than these."""
+        return next(pid for pid in self.server.workers if pid not in but)
+
+    def client_of(self, worker: int, **options: Any) -> Client:
+        """A client whose connection is `worker`'s. It has to connect until it is."""
+
+        def connected() -> Client | None:
+            for _ in range(10):
+                client = self.client(**options)
+                if client.ask("GET", "/debug")[1]["x-worker"] == str(worker):
+                    return client
+                self.clients.remove(client)
+                client.close()
+            return None
+
+        return eventually(connected, f"a connection to worker {worker}")  # type: ignore[return-value]
+
+    def cancel(
+        self, session: str, stream: str | None = None, *, at: int | None = None, **headers: str
+    ) -> tuple[int, dict[str, Any], int]:
+        """Cancels over a fresh connection, to worker `at` or whoever takes it.
+
+        Returns:
+            The status, the answer, and the worker that gave it.
+        """
+        client = self.client() if at is None else self.client_of(at)
+        path = f"/api/chat/cancel/{session}" + (f"?streamId={stream}" if stream else "")
+        status, got, body = client.ask("POST", path, **headers)
+        self.clients.remove(client)
+        client.close()
+        return status, json.loads(body), int(got["x-worker"])
+
+    def ready(self) -> None:
+        """Has every worker warm, also those that are new."""
+        new = [pid for pid in self.server.workers if pid not in self._baselines]
+        if not new:
+            return
+        for pid in new:
+            client = self.client_of(pid).post(f"warm-{pid}", simulate={"tokens": 1, "rate": 1000})
+            client.head()
+            client.body()
+        self.close_clients()
+        self._await_rest(new)
+        # Without the clients' connections: some may not be closed yet.
+        self._baselines |= descriptors(new, but=(*self._apart, self.server.port))
+
+    def check_leaks(self) -> None:
+        """In no worker is anything left: see `Rig.check_leaks`."""
+        self.close_clients()
+        assert "Traceback" not in self.server.log()
+        eventually(lambda: self.provider.stats()["generating"] == 0, "no generation")
+        self._await_rest(self.server.workers)
+        eventually(lambda: not self._leaks(), "as few descriptors as before")
+
+    def _await_rest(self, workers: list[int]) -> None:
+        awaited = set(workers)
+
+        def all_rest() -> bool:
+            facts = self.server.debug()  # whoever takes the connection
+            if not any(facts[name] for name in ("slots", "live", "calls")):
+                awaited.discard(facts["pid"])
+            return not awaited
+
+        eventually(all_rest, f"rest of {awaited}")
+
+    def _leaks(self) -> dict[int, int]:
+        """By how many descriptors each worker has more than it had."""
+        now = descriptors(self.server.workers, but=self._apart)
+        more = {pid: count - self._baselines.get(pid, count) for pid, count in now.items()}
+        return {pid: count for pid, count in more.items() if count > 0}
+
+
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     folder = tmp_path_factory.mktemp("certificates")
@@ -152,6 +240,10 @@ def rigs(
             )
             stack.callback(server.stop)
             servers.append(server)
+            if kind == "fleet":
+                made_rig: Rig = Fleet(server, provider)
+                stack.callback(made_rig.close_clients)
+                return made_rig
             made_rig = Rig(server, provider, extra)
             stack.callback(made_rig.close_clients)
             made_rig.warm_up(answers=provider is not None)
@@ -173,6 +265,15 @@ def rig(rigs: Callable[..., Rig], worker_class: str) -> Iterator[Rig]:
     rig = rigs("plain", worker_class)
     yield rig
     rig.check_leaks()
+
+
+@pytest.fixture
+def fleet(rigs: Callable[..., Fleet], worker_class: str) -> Iterator[Fleet]:
+    """Four workers of a worker class and the default bus, left at rest."""
+    fleet = rigs("fleet", worker_class, WEB_CONCURRENCY="4")
+    fleet.ready()
+    yield fleet
+    fleet.check_leaks()
 
 
 @pytest.fixture

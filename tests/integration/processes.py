@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,18 @@ class Server:
         command: list[str] | None = None,
         ready: str = r"Listening at: https?://127\.0\.0\.1:(\d+)",
         tls: ssl.SSLContext | None = None,
-        **environ: str,
+        **environ: str | None,
     ) -> None:
+        """
+        Args:
+            log: What it prints goes there.
+            options: More of its command line.
+            app: Where the app is.
+            command: A module, or the path of a script, and its arguments.
+            ready: What it prints when it listens; the group is the port.
+            tls: How to ask it.
+            environ: Its environment; None for what shall not be there.
+        """
         inherited = {
             key: value
             for key, value in os.environ.items()
@@ -87,14 +97,16 @@ class Server:
             "--config",
             "gunicorn.conf.py",
         ]
+        module = [] if "/" in command[0] else ["-m"]
+        whole = {**inherited, **environ}
         self._log = log
         self._tls = tls
         self._terminated = False
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command, *options, *([app] if app else [])],
+                [sys.executable, *module, *command, *options, *([app] if app else [])],
                 cwd=ROOT,
-                env={**inherited, **environ},
+                env={key: value for key, value in whole.items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -147,9 +159,14 @@ class Server:
     def lines_of(self, session: str) -> list[str]:
         return [line for line in self.log().splitlines() if f"[SSE] {session} " in line]
 
-    def ending_of(self, session: str) -> str:
-        """The one terminal line of a session with one stream."""
-        lines = eventually(lambda: [x for x in self.lines_of(session) if ends(x)], "an ending")
+    def ending_of(self, session: str, stream: str = "") -> str:
+        """The one terminal line of a session with one stream, or of that stream."""
+        named = f" stream={stream} " if stream else ""
+
+        def endings() -> list[str]:
+            return [line for line in self.lines_of(session) if ends(line) and named in line]
+
+        lines = eventually(endings, "an ending")
         assert len(lines) == 1, lines
         return lines[0]
 
@@ -161,6 +178,17 @@ class Server:
     def worker(self) -> int:
         """The worker's pid."""
         return int(self.debug()["pid"])
+
+    @property
+    def workers(self) -> list[int]:
+        """The pids of all workers, the newest last."""
+        return [pid for pid in children(self.pid) if is_running(pid)]
+
+    @property
+    def listener(self) -> int:
+        """The inode of the socket it listens on."""
+        (inode,) = [number for number, ports in tcp_sockets(listening=True) if self.port in ports]
+        return inode
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.worker}/fd"))
@@ -192,12 +220,58 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def is_running(pid: int) -> bool:
+    """Whether any thread of a process goes on; one that only waits to be collected does not."""
+    return any(
+        state(f"{pid}/task/{entry.name}") != "Z" for entry in _entries(Path(f"/proc/{pid}/task"))
+    )
+
+
+def state(process: int | str) -> str:
+    """What a process does, as proc_pid_stat(5) has it: T for stopped. Z when there is none."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    return "Z"
+
+
+def _entries(folder: Path) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return list(folder.iterdir())
+    return []
+
+
+def descriptors(pids: list[int], *, but: Container[int] = ()) -> dict[int, int]:
+    """Processes' open descriptors, less those of TCP connections from or to the ports `but`."""
+    left_out = {
+        f"socket:[{inode}]" for inode, ports in tcp_sockets() if any(port in but for port in ports)
+    }
+    return {pid: len([name for name in _opened(pid) if name not in left_out]) for pid in pids}
+
+
+def _opened(pid: int) -> Iterator[str]:
+    for entry in _entries(Path(f"/proc/{pid}/fd")):
+        with contextlib.suppress(FileNotFoundError):
+            yield os.readlink(entry)
+
+
+def tcp_sockets(*, listening: bool = False) -> Iterator[tuple[int, list[int]]]:
+    """Inode and ports of this machine's TCP sockets: connections, or listeners (proc_net_tcp)."""
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            _, here, there, now, rest = line.split(maxsplit=4)
+            if now != "06" and (now == "0A") is listening:  # 06: TIME_WAIT, which is nobody's
+                ports = [int(end.rpartition(":")[2], 16) for end in (here, there)]
+                yield int(rest.split()[5]), ports
+
+
 def tcp(state: str, *, local: int | None = None, remote: int | None = None) -> Iterator[int]:
     """The local ports of this machine's TCP sockets in `state` (proc_net_tcp)."""
     number = {"ESTABLISHED": "01", "SYN_SENT": "02"}[state]
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-            _, here, there, now, *_ = line.split()
+            _, here, there, now, _ = line.split(maxsplit=4)
+            if now != number:
+                continue
             ports = [int(end.rpartition(":")[2], 16) for end in (here, there)]
-            if now == number and local in (None, ports[0]) and remote in (None, ports[1]):
+            if local in (None, ports[0]) and remote in (None, ports[1]):
                 yield ports[0]

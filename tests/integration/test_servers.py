@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,17 +211,29 @@ def test_a_wrong_setting_stops_start_up(
     assert "Traceback" not in log
 
 
-def test_more_than_one_worker_is_warned_of(log_file: Path, provider: Provider) -> None:
-    """Until a stop crosses workers, start-up says that it does not."""
-    with serving(log_file, provider, WEB_CONCURRENCY="2") as rig:
-        assert rig.server.log().count("2 workers: a cancel stops a stream only if") == 1
+def test_there_are_as_many_workers_as_cores(log_file: Path, provider: Provider) -> None:
+    """Without WEB_CONCURRENCY. Since a stop crosses workers, there is nothing to warn of."""
+    with serving(log_file, provider, WEB_CONCURRENCY=None) as rig:
+        assert len(rig.server.workers) == len(os.sched_getaffinity(0))
+        assert_whole_answers(rig)
+        assert "a cancel stops a stream only if" not in rig.server.log()
+
+
+def test_workers_without_a_bus_are_warned_of(log_file: Path, provider: Provider) -> None:
+    """CHATSTREAM_BUS=local is for one worker; each of more says so, at its first stream."""
+    warning = "More than one worker and CHATSTREAM_BUS=local"
+    with serving(log_file, provider, WEB_CONCURRENCY="2", CHATSTREAM_BUS="local") as rig:
+        assert warning not in rig.server.log()
+        for _ in range(2):
+            client = rig.client().post("whole", simulate={"tokens": 1, "rate": 1000})
+            client.head()
+            client.body()
+        workers = {line for line in rig.server.log().splitlines() if warning in line}
+        assert len(workers) == rig.server.log().count(warning) in (1, 2)
 
 
 def test_a_killed_worker_closes_its_connections(log_file: Path, provider: Provider) -> None:
     """What cannot clean up is cleaned up by the kernel: the provider sees the close."""
-    import os
-    import signal
-
     with serving(log_file, provider) as rig:
         silent(rig, "killed")
         os.kill(rig.server.worker, signal.SIGKILL)

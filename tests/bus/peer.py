@@ -1,0 +1,95 @@
+"""A second process, for what the kernel keeps for each: its locks, and a life of its own."""
+
+from __future__ import annotations
+
+import ast
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import PATIENCE, eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import sys
+names = {}
+for line in sys.stdin:
+    try:
+        answer = eval(line, names)
+    except SyntaxError:
+        answer = exec(line, names)
+    print(repr(answer), flush=True)
+"""
+
+
+class Peer:
+    """A process that does what it is told, one line of Python at a time.
+
+    What it answers has to be a literal.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.pid = self._process.pid
+        try:
+            for line in lines:
+                self.do(line)
+        except BaseException:
+            self.kill()
+            raise
+
+    def do(self, line: str) -> Any:
+        """Has it done; returns the value."""
+        self.begin(line)
+        return self.result()
+
+    def begin(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
+    def result(self) -> Any:
+        """The value of what was begun."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+        assert ready, "no answer from the other process"
+        return ast.literal_eval(self._process.stdout.readline().decode())
+
+    def waits_for_a_lock(self) -> bool:
+        """Whether it is in the kernel's list of those that wait for one (proc_locks(5))."""
+        return is_waiting(self.pid)
+
+    def stop(self) -> None:
+        """SIGSTOP: it keeps what it has, and does nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+        eventually(lambda: self._state() == "T", "a stopped process")
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL: it gets to do nothing more. Idempotent."""
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0]
+
+
+def is_waiting(pid: int) -> bool:
+    """Whether a process waits for a record lock."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in (words := line.split()) and str(pid) in words for line in lines)

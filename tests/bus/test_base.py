@@ -1,0 +1,229 @@
+"""bus.base: the wire format, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatstream.bus.base import (
+    Action,
+    Answer,
+    Claim,
+    Malformed,
+    Name,
+    Reply,
+    Request,
+    decode,
+    encode,
+)
+
+THOROUGH = settings(max_examples=200, deadline=None, database=None)
+
+TEXTS = st.text(st.characters(exclude_categories=()))
+"""Any Python text, half a surrogate pair and NUL included: an app's owners may be anything."""
+
+REQUESTS = st.builds(
+    Request, st.sampled_from(Action), TEXTS, st.none() | TEXTS, st.none() | TEXTS, TEXTS, TEXTS
+)
+REPLIES = st.builds(Reply, st.sampled_from(Answer), TEXTS, TEXTS)
+
+REQUEST = {
+    "chatstream": 1,
+    "id": "5f0c",
+    "origin": "4711",
+    "action": "cancel",
+    "owner": "7",
+    "session": "s1",
+    "stream": None,
+}
+REPLY = {"chatstream": 1, "id": "5f0c", "origin": "4712", "answer": "stopped"}
+
+
+# Names
+
+
+def test_a_stream_is_named_by_all_three() -> None:
+    """Two names are the same when owner, session and stream are, and can be keys."""
+    assert Name("o", "s", "t") == Name("o", "s", "t")
+    assert len({Name("o", "s", "t"), Name("o", "t", "s"), Name("s", "o", "t")}) == 3
+
+
+def test_two_claims_of_a_name_are_two() -> None:
+    """A name that is used again is claimed by another stream: the number tells them apart."""
+    assert Claim(Name("o", "s", "t"), 1) != Claim(Name("o", "s", "t"), 2)
+
+
+def test_each_request_is_an_exchange_of_its_own() -> None:
+    """Two requests for the same thing have two ids, so each gets its own reply."""
+    one, two = Request(Action.CANCEL, "o", "s"), Request(Action.CANCEL, "o", "s")
+    assert one.id
+    assert one.id != two.id
+
+
+# The drawing
+
+
+def test_a_request_looks_as_drawn() -> None:
+    """One JSON object in UTF-8, with the fields of the drawing and no other."""
+    request = Request(Action.CANCEL, "7", "s1", None, "4711", "5f0c")
+    assert json.loads(encode(request).decode()) == REQUEST
+    assert decode(json.dumps(REQUEST).encode()) == request
+
+
+def test_a_reply_looks_as_drawn() -> None:
+    """The id is the request's, the origin who answers."""
+    reply = Reply(Answer.STOPPED, "5f0c", "4712")
+    assert json.loads(encode(reply).decode()) == REPLY
+    assert decode(json.dumps(REPLY).encode()) == reply
+
+
+@pytest.mark.parametrize("action", Action)
+def test_every_action_has_its_word(action: Action) -> None:
+    """cancel, supersede, probe."""
+    request = Request(action, "o", None, "t", id="x")
+    assert json.loads(encode(request))["action"] == action.name.lower()
+    assert decode(encode(request)) == request
+
+
+@pytest.mark.parametrize("answer", Answer)
+def test_every_answer_has_its_word(answer: Answer) -> None:
+    """stopped, live, absent."""
+    reply = Reply(answer, "x")
+    assert json.loads(encode(reply))["answer"] == answer.name.lower()
+    assert decode(encode(reply)) == reply
+
+
+@THOROUGH
+@given(REQUESTS | REPLIES)
+def test_what_is_encoded_is_decoded(message: Request | Reply) -> None:
+    """Whatever the names are made of, the other side has them as they were."""
+    assert message == decode(encode(message))
+
+
+@pytest.mark.parametrize("name", ["žluť 🙂", "a\0b", '"}', "\n", "\ud83d", ""])
+def test_a_message_is_one_line_of_text(name: str) -> None:
+    """Any name travels as printable ASCII: nothing on the way can break it in two."""
+    data = encode(Request(Action.CANCEL, name, name, name, name, name))
+    assert data.decode("ascii").isprintable()
+    assert decode(data) == Request(Action.CANCEL, name, name, name, name, name)
+
+
+# What is none
+
+
+def request_with(**fields: Any) -> bytes:
+    return json.dumps({**REQUEST, **fields}).encode()
+
+
+def reply_with(**fields: Any) -> bytes:
+    return json.dumps({**REPLY, **fields}).encode()
+
+
+def without(message: dict[str, Any], field: str) -> bytes:
+    return json.dumps({key: value for key, value in message.items() if key != field}).encode()
+
+
+MALFORMED = {
+    "nothing": b"",
+    "no JSON": b"cancel s1",
+    "half of one": json.dumps(REQUEST).encode()[:-1],
+    "two of them": json.dumps(REQUEST).encode() * 2,
+    "no UTF-8": b'{"chatstream": 1, "id": "\xff"}',
+    "null": b"null",
+    "a number": b"1",
+    "a text": b'"chatstream"',
+    "a list": b'["chatstream"]',
+    "an empty object": b"{}",
+    "too deep": b"[" * 100_000,
+    "a number too long": b'{"chatstream": ' + b"1" * 10_000 + b"}",
+    "another program's": b'{"type": "message", "pattern": null, "channel": "x", "data": "y"}',
+    "a later format": request_with(chatstream=2),
+    "a format in words": request_with(chatstream="1"),
+    "no format": without(REQUEST, "chatstream"),
+    "an unknown action": request_with(action="restart"),
+    "an action in capitals": request_with(action="CANCEL"),
+    "an action that is none": request_with(action=["cancel"]),
+    "a request for all": request_with(owner=None),
+    "an owner that is a number": request_with(owner=7),
+    "a session that is a number": request_with(session=7),
+    "a stream that is a list": request_with(stream=["t"]),
+    "an id that is null": request_with(id=None),
+    "an origin that is a number": request_with(origin=4711),
+    "an unknown answer": reply_with(answer="perhaps"),
+    "an answer that is null": reply_with(answer=None),
+    "an answer that is an object": reply_with(answer={}),
+    "a reply to nobody": reply_with(id=7),
+    "a reply of nobody": reply_with(origin=None),
+    **{f"a request without {field}": without(REQUEST, field) for field in REQUEST},
+    **{f"a reply without {field}": without(REPLY, field) for field in REPLY},
+}
+
+
+@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_message_is_malformed(data: bytes) -> None:
+    """Neither half a message nor anybody else's is taken for one."""
+    with pytest.raises(Malformed):
+        decode(data)
+
+
+def test_what_is_dropped_is_not_repeated() -> None:
+    """The error says what is wrong, not what was in it: a message may hold names of users."""
+    with pytest.raises(Malformed) as caught:
+        decode(request_with(action="hunter2", owner="alice"))
+    assert "hunter2" not in str(caught.value)
+    assert "alice" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def message_or_malformed(data: bytes) -> None:
+    """Fails on any other way for `decode` to end, by its exception or here."""
+    try:
+        message = decode(data)
+    except Malformed:
+        return
+    assert isinstance(message, (Request, Reply))
+    texts = [message.id, message.origin]
+    if isinstance(message, Request):
+        texts += [message.owner, message.session_id or "", message.stream_id or ""]
+    assert all(isinstance(text, str) for text in texts)
+    assert message == decode(encode(message))
+
+
+@THOROUGH
+@given(st.binary())
+def test_bytes_are_a_message_or_malformed(data: bytes) -> None:
+    """Whatever arrives, there is no third way."""
+    message_or_malformed(data)
+
+
+@THOROUGH
+@given(REQUESTS | REPLIES, st.data())
+def test_damaged_messages_are_messages_or_malformed(
+    message: Request | Reply, data: st.DataObject
+) -> None:
+    """Nor for a message with some bytes cut out and others put in."""
+    whole = encode(message)
+    begin = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(begin, len(whole)))
+    message_or_malformed(whole[:begin] + data.draw(st.binary(max_size=8)) + whole[end:])
+
+
+STRANGE = [None, True, False, 0, 1, 2, -1, 1.0, float("nan"), 10**30, "", "probe", "live", "\0"]
+STRANGE += [[], ["cancel"], {}, {"chatstream": 1}, [[]], [None]]
+FIELDS = st.sampled_from([*REQUEST, *REPLY])
+
+
+@THOROUGH
+@given(
+    st.sampled_from([REQUEST, REPLY]),
+    st.dictionaries(FIELDS, st.sampled_from(STRANGE), max_size=3),
+)
+def test_strange_fields_are_messages_or_malformed(
+    message: dict[str, Any], strange: dict[str, Any]
+) -> None:
+    """Nor for JSON that has the fields of a message and anything in them."""
+    message_or_malformed(json.dumps({**message, **strange}).encode())

@@ -1,0 +1,171 @@
+"""A worker of a service, in a process of its own, which does what a test says.
+
+    python -m tests.bus.worker      stdin is a socket: a command on every line, back comes an answer
+
+    {"id": 1, "do": "claim", "with": {"session": "s", "stream": "a"}, "at": 123.4}
+    {"id": 1, "value": false, "seconds": 0.001}        or "error": the class, code, status, message
+
+Every command has a thread of its own, so many can be under way; `at` is the monotonic instant at
+which it begins. The service, its bus and its streams are the real ones; the provider is never
+called, since nobody walks the streams.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chatstream.bus import base, early, local, redis, unix
+from chatstream.bus.base import Answer, Bus, Request
+from chatstream.config import Settings
+from chatstream.extension import Service
+from chatstream.outcome import Cause
+from chatstream.stream import Stream, StreamIterable
+
+
+class Member(Service):
+    """A service that counts what other workers ask for."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.received: list[str] = []
+
+    def _receive(self, request: Request) -> Answer:
+        if request.origin:
+            self.received.append(request.action.value)
+        return super()._receive(request)
+
+
+class Worker:
+    """The commands. `tests.bus.conftest.Worker` has the same methods in a test's process."""
+
+    def __init__(self) -> None:
+        self._member: Member
+        self._streams: dict[str, StreamIterable] = {}
+        self._crowd: list[Bus] = []
+        self._lines = _Lines()
+        logging.getLogger("chatstream").addHandler(self._lines)
+
+    def join(
+        self,
+        settings: dict[str, Any],
+        remember: float = base.REMEMBER,
+        patience: float = base.PATIENCE,
+    ) -> None:
+        """Joins a service, with nothing left of an earlier one.
+
+        Args:
+            settings: The service's.
+            remember: In the place of `REMEMBER`, which is too long for a test.
+            patience: In the place of `PATIENCE`, where a test is not about it.
+        """
+        for module in (early, local, redis, unix):
+            module.REMEMBER = remember
+        for module in (redis, unix):
+            module.PATIENCE = patience
+        self._streams, self._lines.lines = {}, []
+        self._member = Member(Settings(max_streams=1000, **settings))
+        self._member.start()
+
+    def claim(self, session: str, stream: str, owner: str) -> bool:
+        new = self._member.open(b"{}", session_id=session, stream_id=stream, owner=owner)
+        self._streams[stream] = new
+        return new.stream.cause is Cause.CANCEL
+
+    def complete(self, stream: str) -> None:
+        self._streams[stream].stream.complete()
+
+    def release(self, stream: str) -> None:
+        self._streams[stream].stream.complete()
+        self._streams[stream].close()
+
+    def cancel(self, session: str, stream: str | None, owner: str) -> bool:
+        return self._member.abort(session, stream, owner=owner)
+
+    def endings(self) -> dict[str, str]:
+        streams = list(self._streams.items())  # other commands may be adding some
+        return {name: _ending(iterable.stream) for name, iterable in streams}
+
+    def log(self) -> list[str]:
+        return list(self._lines.lines)
+
+    def received(self) -> list[str]:
+        return list(self._member.received)
+
+    def crowd(self, url: str, prefix: str, count: int) -> None:
+        """Joins a Redis `count` times more, as workers that have no stream."""
+        for _ in range(count):
+            self._crowd.append(redis.RedisBus(_absent, url, prefix=prefix, ttl=45.0))
+            self._crowd[-1].start()
+
+    def hold_up(self, fifo: str) -> None:
+        """Keeps this thread, and under gevent all greenlets, until somebody has closed `fifo`."""
+        Path(fifo).read_bytes()
+
+    def leave(self) -> None:
+        for iterable in self._streams.values():
+            iterable.close()
+        self.stop()
+
+    def stop(self) -> None:
+        """What a worker's end does: streams are aborted, and the bus is left."""
+        for bus in self._crowd:
+            bus.close()
+        self._crowd.clear()
+        self._member.stop()
+
+
+def _absent(request: Request) -> Answer:
+    return Answer.ABSENT
+
+
+def _ending(stream: Stream) -> str:
+    if not stream.ended:
+        return "live"
+    return stream.cause.value if stream.cause is not None else "completed"
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+def _serve(sock: socket.socket) -> None:
+    worker = Worker()
+    sending = threading.Lock()
+
+    def obey(id: int, do: str, at: float, arguments: dict[str, Any]) -> None:
+        time.sleep(max(0.0, at - time.monotonic()))
+        answer = {"id": id, **_outcome(getattr(worker, do), arguments)}
+        with sending:
+            sock.sendall(json.dumps(answer).encode() + b"\n")
+
+    for line in sock.makefile("rb"):
+        command = json.loads(line)
+        words = (command["id"], command["do"], command["at"], command["with"])
+        threading.Thread(target=obey, args=words, daemon=True).start()
+
+
+def _outcome(method: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    begun = time.monotonic()
+    try:
+        result = {"value": method(**arguments)}
+    except Exception as error:
+        what = {"code": getattr(error, "code", ""), "status": getattr(error, "status", 0)}
+        result = {"error": {"class": type(error).__name__, "message": str(error), **what}}
+    return {**result, "seconds": time.monotonic() - begun}
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=os.dup(0)))
