@@ -1,12 +1,14 @@
 """chatstream: relays an LLM provider's answer to the browser as Server-Sent Events, and stops."""
 
 from chatstream.errors import (
+    BusUnavailable,
     Busy,
     ChatStreamError,
     ConfigError,
     Refused,
     StreamAborted,
     StreamError,
+    Unconfirmed,
     UpstreamError,
 )
 from chatstream.extension import ChatStream, Service
@@ -14,6 +16,7 @@ from chatstream.outcome import Cause, Kind, Outcome, Phase
 from chatstream.stream import Stream, StreamIterable
 
 __all__ = [
+    "BusUnavailable",
     "Busy",
     "Cause",
     "ChatStream",
@@ -28,5 +31,6 @@ __all__ = [
     "StreamAborted",
     "StreamError",
     "StreamIterable",
+    "Unconfirmed",
     "UpstreamError",
 ]

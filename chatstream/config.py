@@ -57,7 +57,8 @@ def _bus(value: Any) -> str:
     if scheme in ("redis", "rediss") and separator:
         try:
             parts = urlsplit(text)
-            good = bool(parts.hostname) and parts.port != 0
+            good = bool(parts.hostname) and parts.port != 0 and "," not in parts.netloc
+            good = good and re.fullmatch(r"(/[0-9]*)?", parts.path) is not None
         except ValueError:
             good = False
     if not good or not text.isprintable():
@@ -105,6 +106,12 @@ def _seconds(value: Any) -> float:
     if not 0 < number <= 86_400 * 7:
         raise ValueError("a number of seconds above 0 and up to a week")
     return number
+
+
+def _ttl(value: Any) -> float:
+    if _number(value) < 3:  # a worker refreshes its entries in turns of one second
+        raise ValueError("a number of seconds from 3 on")
+    return _seconds(value)
 
 
 def _seconds_or_off(value: Any) -> float | None:
@@ -162,7 +169,7 @@ class Settings:
         "chatstream", _word, "what the keys in Redis begin with; one for each service"
     )
     bus_ttl: float = _setting(
-        45.0, _seconds, "how long Redis keeps what a host that died has left, seconds"
+        45.0, _ttl, "how long Redis keeps what a host that died has left, seconds"
     )
     ping_interval: float = _setting(
         15.0, _seconds, "silence towards the client after which a ping goes out, seconds"

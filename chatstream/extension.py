@@ -9,14 +9,15 @@ import os
 import socket
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from chatstream import bus, cli, views
-from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
+from chatstream import bus, cli, native, views
+from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request, digest
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
 from chatstream.errors import BusUnavailable, Busy, StreamAborted, StreamError, UpstreamError
@@ -65,7 +66,7 @@ class ChatStream:
         """
         settings = Settings.load(app.config, os.environ)
         bus.check(settings)
-        app.extensions["chatstream"] = Service(settings, self._identify)
+        app.extensions["chatstream"] = Service(settings, self._identify, _name_of(app, settings))
         app.register_blueprint(views.blueprint(settings.url_prefix))
         app.cli.add_command(cli.group)
 
@@ -81,7 +82,16 @@ class Service:
         identify: See `Identify`.
     """
 
-    def __init__(self, settings: Settings, identify: Identify | None = None) -> None:
+    def __init__(
+        self, settings: Settings, identify: Identify | None = None, name: str = "0"
+    ) -> None:
+        """
+        Args:
+            settings: The app's.
+            identify: See `Identify`.
+            name: The app's on the bus: the same in every process, and no other app's.
+        """
+        self._name = name
         self.settings = settings
         self.identify = identify
         self.registry = Registry(
@@ -93,7 +103,8 @@ class Service:
         self._upstream: Upstream | None = None
         self._joined = 0  # the process whose bus it is
         self._started = 0  # the process whose upstream it is
-        self._lock = threading.Lock()  # guards the four above while starting
+        self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
+        self._forked = native.allocate_lock()  # guards the one above
 
     def start(self, environ: Mapping[str, Any] | None = None) -> None:
         """Makes what must not cross a fork. Called by `open`; idempotent.
@@ -107,10 +118,10 @@ class Service:
         # and urllib3 must not have bound the unpatched one.
         from chatstream.upstream import Upstream
 
-        with self._lock:
+        self._join()
+        with self._starting():
             if self._started == os.getpid():
                 return
-            self._join()
             self._upstream = Upstream(
                 self.settings, self.registry.max_streams, self._loop.call_later
             )
@@ -118,22 +129,28 @@ class Service:
         for advice in _advice(self.settings, self._bus, environ or {}):
             log.warning(advice)
 
+    def _starting(self) -> threading.Lock:
+        """The lock under which this process's things are made: nobody can go on without them.
+
+        Made in the process: with preload_app, one that was made before gevent patched would block
+        all greenlets when one of them waits.
+        """
+        with self._forked:
+            if self._locks[0] != os.getpid():
+                self._locks = (os.getpid(), threading.Lock())
+            return self._locks[1]
+
     def _join(self) -> None:
-        """Joins the bus, once per process. Under the lock: nobody can go on without it."""
+        """Joins the bus, once per process."""
         if self._joined == os.getpid():
             return
-        self._bus = bus.create(self.settings, self._receive, self._loop)
-        try:
-            self._bus.start()
-        except OSError as error:
-            log.warning(
-                "[bus] %s cannot start: %s. A stop reaches the streams of its own worker only; for"
-                " another's it is answered with 503. Set CHATSTREAM_BUS=unix:///a/directory",
-                self._bus.name,
-                error,
-            )
-        self._joined = os.getpid()
-        atexit.register(self._leave)
+        with self._starting():
+            if self._joined == os.getpid():
+                return
+            joined = bus.create(self.settings, self._receive, self._loop, self._name)
+            joined.start()
+            self._bus, self._joined = joined, os.getpid()
+            atexit.register(self._leave)
 
     def stop(self) -> None:
         """Aborts every stream (cause SHUTDOWN), closes idle connections, ends the loop's thread.
@@ -142,7 +159,7 @@ class Service:
         """
         for stream in self.registry.live():
             stream.abort(Cause.SHUTDOWN)
-        with self._lock:
+        with self._starting():
             upstream, self._upstream, self._started = self._upstream, None, 0
             joined, self._bus, self._joined = self._bus, LocalBus(self._receive), 0
         joined.close()
@@ -216,9 +233,7 @@ class Service:
             Unconfirmed: The worker that has it does not answer.
             BusUnavailable: Whether another worker has it cannot be found out.
         """
-        if self._joined != os.getpid():
-            with self._lock:
-                self._join()
+        self._join()
         try:
             return self._bus.cancel(owner, session_id, stream_id)
         except OSError as error:
@@ -228,14 +243,13 @@ class Service:
     def _enter(self, stream: Stream) -> None:
         """Has the stream found under its names, here and elsewhere; an older one makes way."""
         superseded = self.registry.add(stream)
-        try:
-            cancelled = self._claim(stream)
-        except StreamError:
-            if not self.registry.withdraw(stream, superseded) and superseded is not None:
-                superseded.abort(Cause.SUPERSEDED)
-            raise
         if superseded is not None:
             superseded.abort(Cause.SUPERSEDED)
+        try:
+            cancelled = self._claim(stream)
+        except BaseException:
+            self.registry.remove(stream)
+            raise
         if cancelled:
             stream.abort(Cause.CANCEL)
 
@@ -253,6 +267,8 @@ class Service:
             return Answer.ABSENT
         if request.action is Action.PROBE:
             return Answer.LIVE
+        if request.before is not None and stream.started > request.before:  # the next one
+            return Answer.ABSENT if request.action is Action.CANCEL else Answer.LIVE
         cause = Cause.CANCEL if request.action is Action.CANCEL else Cause.SUPERSEDED
         return Answer.STOPPED if stream.abort(cause) else Answer.ABSENT
 
@@ -299,6 +315,16 @@ class Service:
             stream.client.release()
 
 
+_apps: Counter[str] = Counter()
+
+
+def _name_of(app: Flask, settings: Settings) -> str:
+    """An app's name on the bus. Two that look the same differ by the order of their making."""
+    name = digest(app.import_name, settings.url_prefix)[:8]
+    _apps[name] += 1
+    return f"{name}{_apps[name]}"
+
+
 def _claim_of(stream: Stream) -> Claim:
     return Claim(Name(stream.owner, stream.session_id, stream.stream_id), stream.number)
 
@@ -342,7 +368,7 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
         )
     if environ.get("wsgi.multiprocess") and isinstance(joined, LocalBus):
         advice.append(
-            "More than one worker and CHATSTREAM_BUS=local: a cancel stops a stream only if it "
+            "More than one worker, and the bus is local: a cancel stops a stream only if it "
             "reaches the same worker. Set CHATSTREAM_BUS=unix:///a/directory, or redis://."
         )
     if str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/2"):

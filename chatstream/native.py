@@ -16,7 +16,6 @@ import select
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 
@@ -31,11 +30,9 @@ def patched() -> bool:
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
-def allocate_lock() -> AbstractContextManager[bool]:
+def allocate_lock() -> _thread.LockType:
     """A lock of the operating system. Hold it for a few assignments, never across I/O."""
-    lock: AbstractContextManager[bool] = _original(
-        "_thread", "allocate_lock", _thread.allocate_lock
-    )()
+    lock: _thread.LockType = _original("_thread", "allocate_lock", _thread.allocate_lock)()
     return lock
 
 

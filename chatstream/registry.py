@@ -75,20 +75,6 @@ class Registry:
                 return None
             return stream
 
-    def withdraw(self, stream: Stream, superseded: Stream | None) -> bool:
-        """Undoes `add`: as `remove`, and the one it would have superseded is found again.
-
-        Returns:
-            Whether that one has its session back: not when a third stream took it meanwhile.
-        """
-        session = (stream.owner, stream.session_id)
-        with self._lock:
-            newest = self._sessions.get(session) is stream
-            if newest and superseded is not None:
-                self._sessions[session] = superseded
-        self.remove(stream)
-        return newest
-
     def remove(self, stream: Stream) -> None:
         """Takes `stream`'s names back, unless a newer one has them, and the iterable's hold."""
         session, named = (stream.owner, stream.session_id), (stream.owner, stream.stream_id)

@@ -29,9 +29,10 @@ FLOORS = [
     {"simulator.command"},
     {"simulator", "simulator.__main__"},
     {"errors", "sse", "framing", "outcome", "native"},
-    {"config", "loop", "bus.base", "bus.record_locks"},
+    {"config", "loop", "bus.base", "bus.record_locks", "bus.scripts"},
     {"stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
-    {"registry", "upstream", "bus.unix"},
+    {"registry", "upstream", "bus.seat"},
+    {"bus.unix"},
     {"bus"},
     {"views", "cli"},
     {"extension"},
@@ -117,7 +118,7 @@ def test_the_imports_are_seen() -> None:
     assert {"views", "registry", "loop", "upstream"} <= siblings(MODULES["extension"])
     assert "simulator" in siblings(MODULES["cli"])
     assert {"bus", "bus.base", "bus.local"} <= siblings(MODULES["extension"])
-    assert {"bus.base", "bus.directory", "bus.early"} <= siblings(MODULES["bus.unix"])
+    assert {"bus.base", "bus.directory", "bus.early"} <= siblings(MODULES["bus.seat"])
     assert {"bus.unix", "bus.redis"} <= siblings(MODULES["bus"])  # redis within functions
     assert {"simulator.plan", "simulator.ledger"} <= siblings(MODULES["simulator.server"])
     assert "extension" not in siblings(MODULES["views"])  # under TYPE_CHECKING only

@@ -10,6 +10,7 @@ import types
 import chatstream
 
 NAMES = [
+    "BusUnavailable",
     "Busy",
     "Cause",
     "ChatStream",
@@ -24,6 +25,7 @@ NAMES = [
     "StreamAborted",
     "StreamError",
     "StreamIterable",
+    "Unconfirmed",
     "UpstreamError",
 ]
 

@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import requests
 import responses
 
 from chatstream import (
+    BusUnavailable,
     Busy,
     Cause,
     ChatStream,
@@ -27,11 +29,13 @@ from chatstream import (
     Refused,
     Service,
     StreamIterable,
+    Unconfirmed,
 )
 from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
 from chatstream.bus.directory import service_directory
+from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
-from chatstream.errors import BusUnavailable, Unconfirmed, conflict
+from chatstream.errors import conflict
 from chatstream.upstream import MockedBody
 from tests.conftest import eventually
 
@@ -78,6 +82,13 @@ def provider() -> Iterator[responses.RequestsMock]:
         yield mock
 
 
+@pytest.fixture
+def short_base() -> Iterator[Path]:
+    """A base for a bus that is not too long, wherever the tests run."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
 class OtherWorkers(Bus):
     """A bus to workers that are what a test says they are."""
 
@@ -87,7 +98,7 @@ class OtherWorkers(Bus):
         super().__init__(service._receive)
         self.answer: bool | Exception = False  # to a cancel of what is not here
         self.asked: list[Request] = []
-        self.early: bool | Exception = False  # to a claim
+        self.early: bool | BaseException = False  # to a claim
         self.on_claim: Callable[[], object] = lambda: None
         self.claims: list[tuple[Claim, bool]] = []
         self.on_release: Callable[[], object] = lambda: None
@@ -100,7 +111,7 @@ class OtherWorkers(Bus):
     def claim(self, claim: Claim, *, reject: bool) -> bool:
         self.claims.append((claim, reject))
         self.on_claim()
-        if isinstance(self.early, Exception):
+        if isinstance(self.early, BaseException):
             raise self.early
         return self.early
 
@@ -376,6 +387,19 @@ def test_a_cancelled_name_is_born_aborted(
     assert lines()[-1].startswith("[SSE] s-1 aborted by client/cancel cause=cancel phase=new ")
 
 
+def test_a_cancel_between_a_streams_end_and_its_close_is_late(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """It finds nothing, and is not kept for the next stream of the same names."""
+    us = service()
+    iterable = us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    assert b"".join(iterable) == EVENT + DONE
+    assert us.abort("s-1", "t-1") is False
+    iterable.close()
+    assert us.abort("s-1", "t-1") is False
+    assert walked(us.open(PAYLOAD, session_id="s-1", stream_id="t-1")) == EVENT + DONE
+
+
 def test_a_deadline_before_the_headers(service: MakeService, gate: Gate, lines: Lines) -> None:
     """CHATSTREAM_STREAM_DEADLINE with nothing sent yet: a 504, code `deadline`."""
     us = service(stream_deadline=0.1)
@@ -512,48 +536,67 @@ def test_a_cancel_that_another_worker_remembers(
     assert lines()[-1].startswith("[SSE] s-1 aborted by client/cancel cause=cancel phase=new ")
 
 
-def test_the_older_stream_is_superseded_when_the_newer_one_is_claimed(
+def test_the_older_stream_is_superseded_before_the_newer_one_is_claimed(
     service: MakeService,
 ) -> None:
-    """Not before: the newer one may be refused."""
+    """The claim may have to wait for a worker that hangs; what is here need not go on for that."""
     us = service()
     bus = others(us)
     old = us.open(PAYLOAD, session_id="s-1")
-    live: list[bool] = []
-    bus.on_claim = lambda: live.append(not old.stream.ended)
+    causes: list[Cause | None] = []
+    bus.on_claim = lambda: causes.append(old.stream.cause)
     new = us.open(PAYLOAD, session_id="s-1")
-    assert live == [True]
-    assert old.stream.cause is Cause.SUPERSEDED
+    assert causes == [Cause.SUPERSEDED]
+    assert not new.stream.ended
     old.close()
     new.close()
 
 
-@pytest.mark.parametrize("error", [conflict("stream"), Unconfirmed()])
+@pytest.mark.parametrize(
+    "error", [conflict("stream"), Unconfirmed(), KeyError("t-1"), KeyboardInterrupt()], ids=repr
+)
 def test_a_stream_that_is_refused_elsewhere_leaves_no_trace(
-    service: MakeService, lines: Lines, error: Exception
+    service: MakeService, lines: Lines, error: BaseException
 ) -> None:
-    """No name, no slot, no line; the session's older stream goes on, and is found again."""
+    """No name, no slot, no line and no descriptor.
+
+    Whatever a claim raises, also where that is a fault of the bus or the end of the thread.
+    """
     us = service()
     bus = others(us)
-    old = us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    us.open(PAYLOAD).close()
+    bus.released.clear()
+    said = lines()
     bus.early = error
     server, client = socket.socketpair()
     before = descriptors()
     with pytest.raises(type(error)):
-        us.open(PAYLOAD, session_id="s-1", stream_id="t-2", environ={"gunicorn.socket": server})
+        us.open(PAYLOAD, session_id="s-1", stream_id="t-1", environ={"gunicorn.socket": server})
     server.close()
     client.close()
     eventually(lambda: descriptors() <= before)  # two less for the pair, two for the loop
-    assert not old.stream.ended
-    assert us.registry.find("", "s-1") is old.stream
-    assert us.registry.find("", "s-1", "t-2") is None
-    assert (len(us.registry), bus.released) == (1, [])
-    assert len([line for line in lines() if " started " in line]) == 1
+    assert us.registry.find("", "s-1") is None
+    assert us.registry.find("", "s-1", "t-1") is None
+    assert (len(us.registry), bus.released) == (0, [])
+    assert lines() == said
+
+
+def test_a_refused_stream_has_superseded_the_sessions_older_one(service: MakeService) -> None:
+    """A session has one stream, and its caller has asked for the newer one."""
+    us = service()
+    bus = others(us)
+    old = us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+    bus.early = conflict("stream")
+    with pytest.raises(Refused):
+        us.open(PAYLOAD, session_id="s-1", stream_id="t-2")
+    assert old.stream.cause is Cause.SUPERSEDED
+    assert us.abort("s-1") is False
     old.close()
+    assert len(us.registry) == 0
 
 
 def test_a_refused_stream_whose_session_a_third_one_took(service: MakeService) -> None:
-    """What it had pushed aside cannot have its session back: it is superseded after all."""
+    """What came meanwhile keeps the session, and goes on."""
     us = service()
     bus = others(us)
     first = us.open(PAYLOAD, session_id="s-1")
@@ -573,6 +616,21 @@ def test_a_refused_stream_whose_session_a_third_one_took(service: MakeService) -
     first.close()
     third[0].close()
     assert len(us.registry) == 0
+
+
+def test_a_claim_that_fails_takes_no_slot(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """Nor the watch of its client, nor its deadline: the next stream has all that it needs."""
+    us = service(max_streams=1, stream_deadline=60.0)
+    bus = others(us)
+    bus.early = KeyError("s-1")
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            us.open(PAYLOAD, session_id="s-1", stream_id="t-1")
+        assert len(us.registry) == 0
+    bus.early = False
+    assert walked(us.open(PAYLOAD, session_id="s-1", stream_id="t-1")) == EVENT + DONE
 
 
 def test_a_stream_needs_no_bus(
@@ -609,6 +667,95 @@ def test_what_another_worker_asks_for(service: MakeService) -> None:
         assert us._receive(Request(action, "me", "s-1", "t-1")) is Answer.ABSENT
         assert us._receive(Request(Action.PROBE, "me", "s-1", "t-1")) is Answer.ABSENT
         iterable.close()
+
+
+def test_what_is_asked_for_in_vain_hits_no_newer_stream(service: MakeService) -> None:
+    """A request that is read late is not for the session's next stream."""
+    us = service()
+    others(us)
+    for action in (Action.CANCEL, Action.SUPERSEDE):
+        iterable = us.open(PAYLOAD, session_id="s-1", stream_id="t-1", owner="me")
+        began = iterable.stream.started
+        for names in (("me", "s-1", None), ("me", None, "t-1"), ("me", "s-1", "t-1")):
+            early = Request(action, *names, before=began - 0.001)
+            answer = Answer.ABSENT if action is Action.CANCEL else Answer.LIVE
+            assert us._receive(early) is answer
+            probe = Request(Action.PROBE, *names, before=began - 0.001)
+            assert us._receive(probe) is Answer.LIVE
+        assert not iterable.stream.ended
+        late = Request(action, "me", "s-1", before=began)
+        assert us._receive(late) is Answer.STOPPED
+        assert iterable.stream.ended
+        assert us._receive(Request(action, "me", "s-1", before=0.0)) is Answer.ABSENT
+        iterable.close()
+
+
+# Two apps of a process
+
+
+def test_two_apps_of_a_process_have_two_names() -> None:
+    """Also where they look the same: each is one app on the bus, in all workers."""
+    names = []
+    for import_name, prefix in (("a", "/x"), ("a", "/x"), ("b", "/x"), ("a", "/y")):
+        app = flask.Flask(import_name)
+        app.config["CHATSTREAM_URL_PREFIX"] = prefix
+        ChatStream(app)
+        names.append(app.extensions["chatstream"]._name)
+    assert len(set(names)) == 4
+    assert names[0][:8] == names[1][:8]
+    assert len({name[:8] for name in names}) == 3
+    assert all(re.fullmatch("[0-9a-f]{8}[0-9]{1,2}", name) for name in names)
+
+
+NAMES = """
+import flask
+from chatstream import ChatStream
+for import_name in ("a", "b", "a"):
+    app = flask.Flask(import_name)
+    ChatStream(app)
+    print(app.extensions["chatstream"]._name)
+"""
+
+
+def test_an_app_has_one_name_in_all_workers() -> None:
+    """Made of what is the same in each of them, whatever seed its hashes have."""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", NAMES],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout.split()
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1]
+    a, b, second_a = runs[0]
+    assert (a[8:], b[8:], second_a[8:]) == ("1", "1", "2")
+    assert a[:8] == second_a[:8] != b[:8]
+
+
+def test_two_apps_of_a_process_do_not_meet_on_the_bus(short_base: Path) -> None:
+    """The same names in two apps are two streams, and the end of the one is not the other's."""
+    services = []
+    for _ in range(2):
+        app = flask.Flask("host")
+        app.config |= {"CHATSTREAM_BUS": f"unix://{short_base}", "CHATSTREAM_MAX_STREAMS": 4}
+        ChatStream(app)
+        services.append(app.extensions["chatstream"])
+    one, two = services
+    first, second = (each.open(PAYLOAD, session_id="s", stream_id="t") for each in services)
+    assert len(list(service_directory(short_base, "", "").parent.iterdir())) == 2
+    assert not first.stream.ended
+    assert one.abort("s", "t") is True
+    assert not second.stream.ended
+    one.stop()
+    assert two.abort("s") is True
+    first.close()
+    second.close()
+    two.stop()
+    assert list(service_directory(short_base, "", "").parent.iterdir()) == []
 
 
 # Joining the other workers
@@ -698,7 +845,7 @@ def test_many_first_cancels_at_once_join_once(service: MakeService, tmp_path: Pa
 def test_stop_leaves(service: MakeService, tmp_path: Path) -> None:
     """After `stop` nothing of the bus is there, and the next stream or cancel joins again."""
     us = service(bus=f"unix://{tmp_path}")
-    where = service_directory(tmp_path, "service")
+    where = service_directory(tmp_path, "service", "0")
     for join in (lambda: us.abort("s-1"), lambda: us.open(PAYLOAD).close()):
         join()
         assert where.is_dir()
@@ -719,6 +866,18 @@ def test_stop_closes_the_bus(service: MakeService) -> None:
     assert bus.released == []
 
 
+def run_alone(script: str, *arguments: str) -> None:
+    """Runs it in a process of its own, which has to end well and soon."""
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
 LEAVES = """
 import os, sys
 from chatstream import Service
@@ -729,22 +888,15 @@ where = sys.argv[1].removeprefix("unix://") + f"/chatstream-{os.geteuid()}"
 if os.fork() == 0:
     sys.exit()  # with all of atexit
 os.wait()
-assert os.listdir(where) == ["service"], os.listdir(where)
+assert os.listdir(where) == ["service-0"], os.listdir(where)
 assert iterable.stream.cause is None
 """
 
 
 def test_a_process_that_ends_leaves(tmp_path: Path) -> None:
     """Whoever forgets `stop` leaves nothing behind; a child that it forked ends nothing of it."""
-    run = subprocess.run(
-        [sys.executable, "-c", LEAVES, f"unix://{tmp_path}"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert list(service_directory(tmp_path, "").iterdir()) == []
+    run_alone(LEAVES, f"unix://{tmp_path}")
+    assert list(service_directory(tmp_path, "service", "0").parent.iterdir()) == []
 
 
 def test_a_bus_that_cannot_start(
@@ -752,7 +904,8 @@ def test_a_bus_that_cannot_start(
 ) -> None:
     """One line for people. Streams run and can be stopped; of another's nothing can be said."""
     us = service(bus=f"unix://{tmp_path}")
-    service_directory(tmp_path, "x").parent.touch()  # where the user's directory should be
+    in_the_way = service_directory(tmp_path, "service", "0").parent
+    in_the_way.touch()  # where the user's directory should be
     for _ in range(2):
         assert walked(us.open(PAYLOAD)) == EVENT + DONE
         with pytest.raises(BusUnavailable):
@@ -762,23 +915,121 @@ def test_a_bus_that_cannot_start(
     iterable = us.open(PAYLOAD, session_id="s-1")
     assert us.abort("s-1") is True
     iterable.close()
-    (line,) = [line for line in lines() if line.startswith("[bus]")]
-    assert line.startswith(f"[bus] unix cannot start: {tmp_path}/chatstream-")
+    (line,) = eventually(lambda: [line for line in lines() if line.startswith("[bus]")])
+    assert line.startswith(f"[bus] unix is away: {in_the_way} ")
     assert "answered with 503" in line
+
+
+def test_a_bus_that_cannot_start_is_tried_again(
+    service: MakeService, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in its way is gone: a cancel that comes after a while joins."""
+    monkeypatch.setattr("chatstream.bus.unix._REJOIN", 0.02)
+    us = service(bus=f"unix://{tmp_path}")
+    in_the_way = service_directory(tmp_path, "service", "0").parent
+    in_the_way.touch()
+    with pytest.raises(BusUnavailable):
+        us.abort("s-1")
+    iterable = us.open(PAYLOAD, session_id="s-1")
+    in_the_way.unlink()
+
+    def joined() -> bool:
+        try:
+            return us.abort("s-2") is False
+        except BusUnavailable:
+            return False
+
+    eventually(joined, "another attempt to join")
+    eventually(lambda: lines()[-1] == "[bus] unix is back; 1 streams are registered")
+    iterable.close()
 
 
 def test_a_bus_that_cannot_start_is_tried_again_after_stop(
     service: MakeService, tmp_path: Path
 ) -> None:
-    """What was in its way is gone: the next cancel joins."""
+    """At once: what is joined then is a new one."""
     us = service(bus=f"unix://{tmp_path}")
-    in_the_way = service_directory(tmp_path, "x").parent
+    in_the_way = service_directory(tmp_path, "service", "0").parent
     in_the_way.touch()
     with pytest.raises(BusUnavailable):
         us.abort("s-1")
     in_the_way.unlink()
     us.stop()
     assert us.abort("s-1") is False
+
+
+def test_without_room_for_a_bus_there_is_none_for_a_stream(
+    service: MakeService, provider: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Busy from its start is the caller's to see, takes no slot, and is tried again."""
+    us = service(max_streams=1)
+    starts: list[Bus] = []
+
+    class Crowded(LocalBus):
+        def start(self) -> None:
+            starts.append(self)
+            if len(starts) <= 2:
+                raise Busy("no room")
+
+    monkeypatch.setattr("chatstream.bus.create", lambda settings, receive, *_: Crowded(receive))
+    with pytest.raises(Busy, match="no room"):
+        us.open(PAYLOAD)
+    with pytest.raises(Busy, match="no room"):
+        us.abort("s-1")
+    assert len(us.registry) == 0
+    assert walked(us.open(PAYLOAD)) == EVENT + DONE
+    assert us.abort("s-1") is False
+    assert len(starts) == 3
+    assert us._bus is starts[-1]
+
+
+FORKED = """
+import os, signal
+from chatstream import Service
+from chatstream.config import Settings
+service = Service(Settings(max_streams=4))
+with service._starting():
+    if os.fork() == 0:
+        signal.alarm(10)
+        assert service.abort("s-1") is False
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+
+
+def test_a_fork_in_the_middle_of_a_start() -> None:
+    """The lock that another thread held then is not the child's: it waits for nobody."""
+    run_alone(FORKED)
+
+
+COOPERATIVE = """
+from chatstream import Service
+from chatstream.config import Settings
+service = Service(Settings(max_streams=4))  # as an app that was loaded before the workers
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from chatstream import bus
+from chatstream.bus.local import LocalBus
+
+class Slow(LocalBus):
+    def start(self):
+        starts.append(gevent.getcurrent())
+        gevent.sleep(0.05)
+
+starts = []
+bus.create = lambda settings, receive, *_: Slow(receive)
+cancels = [gevent.spawn(service.abort, "s-1") for _ in range(2)]
+gevent.joinall(cancels, timeout=10)
+assert [cancel.value for cancel in cancels] == [False, False], cancels
+assert starts == cancels[:1], starts
+"""
+
+
+def test_under_gevent_the_first_ones_wait_for_each_other() -> None:
+    """A service that was made before gevent patched: who waits for its start lets others run."""
+    pytest.importorskip("gevent")
+    run_alone(COOPERATIVE)
 
 
 @pytest.mark.parametrize("bus", ["unix:///nowhere/at/all", "unix:///" + "x" * 100])
@@ -1145,7 +1396,7 @@ GTHREAD = {"SERVER_SOFTWARE": "gunicorn/27.0.1", "wsgi.multithread": True}
         (GTHREAD, []),
         ({"SERVER_SOFTWARE": "gunicorn/27.0.1", "wsgi.multithread": False}, ["sync worker"]),
         ({"SERVER_SOFTWARE": "waitress", "wsgi.multithread": False}, []),
-        ({**GTHREAD, "wsgi.multiprocess": True}, ["More than one worker"]),
+        ({**GTHREAD, "wsgi.multiprocess": True}, ["More than one worker, and the bus is local"]),
         ({**GTHREAD, "SERVER_PROTOCOL": "HTTP/2.0"}, ["HTTP/2"]),
         ({**GTHREAD, "SERVER_PROTOCOL": "HTTP/1.1"}, []),
     ],

@@ -127,10 +127,10 @@ def test_streams_are_numbered_as_they_come(registry: Registry) -> None:
 
 
 def test_a_number_is_not_used_again(registry: Registry) -> None:
-    """A stream that is gone, or was withdrawn, leaves its number to nobody."""
+    """A stream that is gone, or was refused elsewhere, leaves its number to nobody."""
     first, second = gone(registry, live("s", "t")), live("s", "t")
     registry.add(second)
-    registry.withdraw(second, None)
+    registry.remove(second)
     third = live("s", "t")
     registry.add(third)
     assert first.number < second.number < third.number
@@ -240,65 +240,55 @@ def test_of_many_at_once_one_has_the_session() -> None:
     assert len(superseded) == 32
 
 
-# Withdrawn
+# Refused elsewhere, after it was added
 
 
-def test_a_withdrawn_stream_leaves_no_trace(registry: Registry) -> None:
-    """No name and no slot: as if it had not been added."""
+def test_a_refused_stream_leaves_no_trace(registry: Registry) -> None:
+    """No name and no slot, though it has not ended: as if it had not been added."""
     stream = live("s", "t")
     registry.add(stream)
-    assert registry.withdraw(stream, None) is True
+    registry.remove(stream)
+    assert not stream.ended
     assert registry.find("", "s") is None
     assert registry.find("", "s", "t") is None
     assert (len(registry), registry.live()) == (0, [])
     assert registry.add(live("s", "t")) is None
 
 
-def test_the_superseded_stream_has_its_session_back(registry: Registry) -> None:
-    """A stream that was refused elsewhere gives the session to the one it would have ended."""
+def test_a_refused_stream_gives_its_session_to_nobody(registry: Registry) -> None:
+    """What it superseded has ended for it, and is not found again."""
     old, new = live("s", "t-1"), live("s", "t-2")
     registry.add(old)
-    superseded = registry.add(new)
-    assert registry.withdraw(new, superseded) is True
-    assert old is registry.find("", "s")
-    assert registry.find("", "s", "t-2") is None
-    assert [old] == registry.live()
-    registry.remove(old)
+    assert old is registry.add(new)
+    old.abort(Cause.SUPERSEDED)
+    registry.remove(new)
     assert registry.find("", "s") is None
+    assert registry.find("", "s", "t-1") is None
+    assert registry.add(live("s")) is None
 
 
 def test_a_third_stream_keeps_the_session(registry: Registry) -> None:
-    """Nothing is given back over the head of a stream that came meanwhile; the caller is told."""
+    """Nothing is taken from a stream that came while an older one was being refused."""
     first, second, third = live("s"), live("s"), live("s")
     registry.add(first)
-    registry.add(second)
-    registry.add(third)
-    assert registry.withdraw(second, first) is False
+    assert first is registry.add(second)
+    assert second is registry.add(third)
+    registry.remove(second)
     assert third is registry.find("", "s")
     assert {first, third} == set(registry.live())
 
 
-def test_withdrawn_the_other_way_round(registry: Registry) -> None:
-    """The newest withdraws first, then the one that it superseded: the oldest is found again."""
-    first, second, third = live("s"), live("s"), live("s")
-    registry.add(first)
-    registry.add(second)
-    registry.add(third)
-    assert registry.withdraw(third, second) is True
-    assert registry.withdraw(second, first) is True
-    assert first is registry.find("", "s")
-    assert len(registry) == 1
-
-
-def test_a_superseded_stream_that_ended_is_not_found_again(registry: Registry) -> None:
-    """What ended while the new stream was being refused stays ended."""
-    old, new = live("s"), live("s")
-    registry.add(old)
-    superseded = registry.add(new)
-    old.complete()
-    registry.withdraw(new, superseded)
-    assert registry.find("", "s") is None
-    assert registry.add(live("s")) is None
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_nothing_of_what_was_removed_is_kept(registry: Registry, order: tuple[int, ...]) -> None:
+    """Whatever the order in which streams of a session end or are refused, no name leads to one."""
+    streams = [live("s", f"t-{n}") for n in range(3)]
+    for stream in streams:
+        registry.add(stream)
+    for n in order:
+        registry.remove(streams[n])
+        assert registry.find("", None, f"t-{n}") is None
+        assert registry.find("", "s") in (None, streams[2])
+    assert (registry._sessions, registry._streams, len(registry)) == ({}, {}, 0)
 
 
 # Slots

@@ -793,7 +793,7 @@ def test_a_bus_that_cannot_start(
 ) -> None:
     """Streams are relayed, this worker's are stopped, and for another's the answer is a 503."""
     c = chat(BUS=f"unix://{tmp_path}")
-    service_directory(tmp_path, "x").parent.touch()  # where the user's directory should be
+    service_directory(tmp_path, "x", "0").parent.touch()  # where the user's directory should be
     assert c.post().data == EVENT + DONE
     response = c.cancel("/s-1")
     assert (response.status_code, response.json) == (

@@ -29,7 +29,7 @@ def check(settings: Settings) -> None:
         ConfigError: It cannot; the message says what to set.
     """
     bus = settings.bus or ""
-    if bus.startswith("unix"):
+    if bus.startswith("unix") or (not bus and gunicorn_service()):
         check_base(_base(bus))
     elif bus.startswith("redis"):
         try:
@@ -41,8 +41,15 @@ def check(settings: Settings) -> None:
         check_redis(bus)
 
 
-def create(settings: Settings, receive: Receive, loop: Loop) -> Bus:
-    """The bus of the settings, for this process. Under gunicorn `unix` is the default."""
+def create(settings: Settings, receive: Receive, loop: Loop, app: str = "0") -> Bus:
+    """The bus of the settings, for this process. Under gunicorn `unix` is the default.
+
+    Args:
+        settings: The app's.
+        receive: See `Bus`.
+        loop: The process's, for a bus that is read in it.
+        app: Which app of the process; the same in all of a service's processes.
+    """
     bus = settings.bus or ("unix" if gunicorn_service() else "local")
     if bus.startswith("redis"):
         from chatstream.bus.redis import RedisBus
@@ -59,7 +66,7 @@ def create(settings: Settings, receive: Receive, loop: Loop) -> Bus:
         return LocalBus(receive)
     # A directory of one's own is a service of its own; else there is one for each gunicorn.
     service = (gunicorn_service() if bus == "unix" else None) or "service"
-    return UnixBus(receive, loop, service_directory(_base(bus), service))
+    return UnixBus(receive, loop, service_directory(_base(bus), service, app))
 
 
 def _base(bus: str) -> Path:

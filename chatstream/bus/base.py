@@ -12,16 +12,20 @@ a request and its reply, each one JSON object (RFC 8259, UTF-8):
     │ "owner": "7"                               │     │           "absent"                   │
     │ "session": "s1" | null                     │     └──────────────────────────────────────┘
     │ "stream": "a1" | null                      │
+    │ "before": 81.25 | null                     │
     └────────────────────────────────────────────┘
 
 `cancel` and `supersede` abort the stream of these names; a null matches any. `probe` asks whether
-there is one. A worker replies when it is done: `stopped` means that the provider has been told.
-Anything else that arrives is dropped, with one warning.
+there is one. Streams that began after `before` are not meant, where both sides have one monotonic
+clock: a request that is read late must not hit the next stream of its session. A worker replies
+when it is done: `stopped` means that the provider has been told. Anything else that arrives is
+dropped, with one warning.
 """
 
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import uuid
 from abc import ABC, abstractmethod
@@ -84,6 +88,7 @@ class Request:
     stream_id: str | None = None
     origin: str = ""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,18 @@ class Reply:
 
 
 Receive = Callable[[Request], Answer]
-"""Does in this process what a request says. Safe from any thread, never blocks, never logs."""
+"""Does in this process what a request says. Safe from any thread, never blocks, never logs.
+
+A stream that is newer than the request's `before` is left alone: `absent` for a cancel, and `live`
+for the rest.
+"""
 
 
 class Bus(ABC):
     """Which process has a stream, and a stop's way there. Safe from any thread.
 
-    A fault of what carries the bus ends no stream and keeps none from starting: it shows where a
-    stop cannot be confirmed.
+    A fault of what carries the bus ends no stream and keeps none from starting. Until it is over,
+    the stops that other workers are asked for cannot be confirmed.
     """
 
     name = ""
@@ -120,15 +129,18 @@ class Bus(ABC):
     def start(self) -> None:
         """Joins the other processes. Once per process, after its fork, before anything else.
 
+        Where that fails it is tried again later.
+
         Raises:
-            OSError: It cannot.
+            Busy: The process has no thread or descriptor left.
         """
 
     @abstractmethod
     def claim(self, claim: Claim, *, reject: bool) -> bool:
         """Makes a stream findable under its name; the registry has it already.
 
-        A live stream of the session in another process is superseded.
+        A live stream of the session in another process is superseded. A stream that has ended, by
+        now or while it waits, supersedes nothing.
 
         Args:
             claim: The stream's.
@@ -141,6 +153,10 @@ class Bus(ABC):
             Refused: 409, another process has a live stream of this stream id or, with `reject`, of
                 this session. Nothing is claimed.
         """
+
+    def _is_live(self, claim: Claim) -> bool:
+        """Whether what is claimed is worth it: else a late claim would end what came after it."""
+        return self._receive(Request(Action.PROBE, *claim.name)) is Answer.LIVE
 
     @abstractmethod
     def release(self, claim: Claim) -> None:
@@ -183,6 +199,7 @@ def encode(message: Request | Reply) -> bytes:
     else:
         fields |= {"action": message.action.value, "owner": message.owner}
         fields |= {"session": message.session_id, "stream": message.stream_id}
+        fields["before"] = message.before
     return json.dumps(fields).encode()
 
 
@@ -215,6 +232,7 @@ def _request(fields: dict[str, Any]) -> Request:
         _text_or_none(fields["stream"]),
         _text(fields["origin"]),
         _text(fields["id"]),
+        _number_or_none(fields["before"]),
     )
 
 
@@ -224,5 +242,17 @@ def _text(value: Any) -> str:
     return value
 
 
+def _number_or_none(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise Malformed("a field is not a number")
+    return value
+
+
 def _text_or_none(value: Any) -> str | None:
     return None if value is None else _text(value)
+
+
+def digest(*words: str) -> str:
+    """A name for `words` of any content, in 32 hexadecimal digits."""
+    text = "\0".join(words).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).hexdigest()

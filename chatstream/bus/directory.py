@@ -1,10 +1,11 @@
 """The private directory in which the workers of one service on one host find each other.
 
-    <base>/chatstream-<uid>/<service>/      0700
-        locks                               record locks: a worker holds its pid's number
-        names-0 … names-f                   record locks: sessions and streams, by their hashes
-        <pid>                               a worker's socket, 0600
-        early/                              cancels that came before their stream
+    <base>/chatstream-<uid>/<service>-<app>/    0700
+        locks                                   record locks: a worker holds its pid's number
+        names-0 … names-f                       record locks: sessions and streams, by their hashes
+        <pid>                                   a worker's socket, 0600
+        early/                                  cancels that came before their stream
+        pids                                    the namespace that the pids are of
 
 It belongs to the service, not to a process: the first worker makes it, the last one that leaves
 removes it, and what killed workers left is swept by the next that starts.
@@ -13,15 +14,17 @@ removes it, and what killed workers left is swept by the next that starts.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 
-from chatstream import native
 from chatstream.bus.record_locks import RecordLocks
 from chatstream.errors import ConfigError
 
@@ -35,8 +38,9 @@ NAMES = 16
 """Files for names: the kernel looks through a file's locks one by one."""
 
 _ALL = 2**63 - 1
-_open: set[Path] = set()  # by services of this process
-_lock = native.allocate_lock()  # guards it
+
+_ENTER = 1.0
+"""Seconds that entering may take; another worker's sweep is in the way for less."""
 
 
 def gunicorn_service() -> str | None:
@@ -60,9 +64,9 @@ def default_base() -> Path:
     return shared if os.access(shared, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
 
-def service_directory(base: Path, service: str) -> Path:
-    """The directory of one service of this user."""
-    return base / f"chatstream-{os.geteuid()}" / service
+def service_directory(base: Path, service: str, app: str) -> Path:
+    """The directory of one app of one service of this user."""
+    return base / f"chatstream-{os.geteuid()}" / f"{service}-{app}"
 
 
 def check_base(base: Path) -> None:
@@ -71,7 +75,7 @@ def check_base(base: Path) -> None:
     Raises:
         ConfigError: They cannot; the message says why.
     """
-    longest = os.fsencode(service_directory(base, "4294967295-2") / "4194304")
+    longest = os.fsencode(service_directory(base, "4294967295", "0" * 10) / "4194304")
     if len(longest) > LONGEST:
         raise ConfigError(
             f"CHATSTREAM_BUS: {str(base)!r} is too long by {len(longest) - LONGEST} bytes: the name"
@@ -82,7 +86,7 @@ def check_base(base: Path) -> None:
 
 
 class Directory:
-    """One process's hold on a service's directory.
+    """One process's hold on a service's directory. A process has one for a path at a time.
 
     Attributes:
         path: Where it is.
@@ -96,33 +100,24 @@ class Directory:
         Raises:
             OSError: It cannot be made, or belongs to somebody else.
         """
-        self.path = _reserve(path)
-        self._files = contextlib.ExitStack()
-        self._files.callback(_give_back, self.path)
-        try:
-            self.locks = self._enter()
-            self._files.callback(self.locks.close)
-            self.names = [self._name_locks(part) for part in range(NAMES)]
-        except BaseException:
-            self._files.close()
-            raise
+        self.path = path
+        deadline = monotonic() + _ENTER
+        while True:
+            # FileNotFoundError: the last worker has just removed it.
+            with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as files:
+                self._enter(files, deadline)
+                self._files = files.pop_all()
+                return
+            if monotonic() > deadline:
+                raise FileNotFoundError(f"{path.parent.parent} is not there, or goes away again")
 
     def socket_of(self, pid: int) -> str:
         """The address of a worker."""
         return str(self.path / str(pid))
 
-    def _enter(self) -> RecordLocks:
-        while True:
-            _make_private(self.path.parent)
-            _make_private(self.path)
-            try:
-                locks = RecordLocks(self.path / "locks")
-            except FileNotFoundError:  # the last worker has just removed it
-                continue
-            locks.wait(os.getpid())
-            if locks.is_the_file():
-                return locks
-            locks.close()
+    def is_there(self) -> bool:
+        """Whether the directory is still the one that others enter."""
+        return self.locks.is_the_file()
 
     def sweep(self) -> None:
         """Removes what workers and services that were killed have left."""
@@ -130,45 +125,57 @@ class Directory:
             if pid != os.getpid() and self.locks.take(pid) == 0:
                 (self.path / str(pid)).unlink(missing_ok=True)
                 self.locks.drop(pid)
+        # Not those of our own service: other apps of this very process may be in them, and to
+        # close their files would drop their locks.
+        service = self.path.name.partition("-")[0]
         for sibling in self.path.parent.iterdir():
-            if sibling.is_dir() and _reserve_only(sibling):
+            if sibling.name.partition("-")[0] != service:
                 _remove_abandoned(sibling)
-                _give_back(sibling)
 
     def leave(self) -> None:
         """Takes this process's things away, and the directory when it was the last one."""
-        (self.path / str(os.getpid())).unlink(missing_ok=True)
-        _remove_if_last(self.path, self.locks)
+        if self.is_there():
+            (self.path / str(os.getpid())).unlink(missing_ok=True)
+            self.locks.drop(os.getpid())  # first: of two that leave at once, one is the last
+            _remove_if_last(self.path, self.locks)
         self._files.close()
 
-    def _name_locks(self, part: int) -> RecordLocks:
-        locks = RecordLocks(self.path / f"names-{part:x}")
-        self._files.callback(locks.close)
-        return locks
+    def _enter(self, files: contextlib.ExitStack, deadline: float) -> None:
+        _make_private(self.path.parent)
+        _make_private(self.path)
+        _check_pids(self.path / "pids")
+        self.locks = _locks(files, self.path / "locks")
+        _take(self.locks, os.getpid(), deadline)
+        if not self.locks.is_the_file():
+            raise FileNotFoundError
+        self.names = [_locks(files, self.path / f"names-{part:x}") for part in range(NAMES)]
 
 
-def _reserve(path: Path) -> Path:
-    """`path`, or another where this process has that one open: two apps, or record locks mix."""
-    with _lock:
-        number = 2
-        wanted = path
-        while path in _open:
-            path = wanted.with_name(f"{wanted.name}-{number}")
-            number += 1
-        _open.add(path)
-    return path
+def _locks(files: contextlib.ExitStack, path: Path) -> RecordLocks:
+    locks = RecordLocks(path)
+    files.callback(locks.close)
+    return locks
 
 
-def _reserve_only(path: Path) -> bool:
-    with _lock:
-        free = path not in _open
-        _open.add(path)
-    return free
+def _take(locks: RecordLocks, number: int, deadline: float) -> None:
+    """Takes a number that a sweep may have for a moment."""
+    while locks.take(number):
+        if monotonic() > deadline:
+            raise OSError(errno.EBUSY, f"another process has the number of pid {number}")
+        time.sleep(0.005)
 
 
-def _give_back(path: Path) -> None:
-    with _lock:
-        _open.discard(path)
+def _check_pids(note: Path) -> None:
+    """Refuses a directory of workers whose pids mean something else: containers that share it."""
+    ours = os.readlink("/proc/self/ns/pid")
+    with contextlib.suppress(FileExistsError):
+        note.symlink_to(ours)
+    if os.readlink(note) != ours:
+        raise OSError(
+            errno.EXDEV,
+            f"{note.parent} is in use from another pid namespace; use a directory for each"
+            " container, or redis://",
+        )
 
 
 def _make_private(path: Path) -> None:
@@ -187,13 +194,17 @@ def _pids(path: Path) -> Iterator[int]:
 
 def _remove_abandoned(path: Path) -> None:
     """Removes a service's directory if no process of it lives."""
-    with contextlib.suppress(OSError):
-        locks = RecordLocks(path / "locks")
+    if path.is_symlink() or not (path / "locks").is_file():
+        return
+    with contextlib.suppress(OSError), contextlib.closing(RecordLocks(path / "locks")) as locks:
         _remove_if_last(path, locks)
-        locks.close()
 
 
 def _remove_if_last(path: Path, locks: RecordLocks) -> None:
     # Whoever holds all numbers is alone: a worker enters by taking its pid's.
-    if locks.take(0, _ALL) == 0:
-        shutil.rmtree(path, ignore_errors=True)
+    if locks.take(0, _ALL) == 0 and locks.is_the_file():
+        # Away in one step: nobody may enter what is half removed.
+        remains = path.with_name(f"removed-{os.getpid()}-{path.name}")
+        with contextlib.suppress(OSError):
+            path.rename(remains)
+            shutil.rmtree(remains, ignore_errors=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from pathlib import Path
 from time import monotonic
 
-from chatstream.bus.base import REMEMBER, REMEMBER_PER_OWNER, Name
+from chatstream.bus.base import REMEMBER, REMEMBER_PER_OWNER, Name, digest
 
 _TRIES = 3
 
@@ -22,21 +21,25 @@ class EarlyCancels:
     def __init__(self, folder: Path) -> None:
         """
         Args:
-            folder: Where the owners' folders are. Made when needed.
+            folder: Where the owners' folders are; made here.
         """
         self._folder = folder
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._swept = 0.0
 
     def add(self, name: Name) -> None:
         """Remembers a cancel. The owner's oldest goes where there would be too many."""
         link = self._link(name)
         link.unlink(missing_ok=True)
         for _ in range(_TRIES):
-            link.parent.mkdir(parents=True, exist_ok=True)
+            link.parent.mkdir(mode=0o700, exist_ok=True)
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 link.symlink_to(f"{monotonic() + REMEMBER:.6f}")
             if link.is_symlink():
                 break  # else a sweep took the folder away
         self._tidy(link.parent)
+        if monotonic() > self._swept + REMEMBER:
+            self.sweep()
 
     def pop(self, name: Name) -> bool:
         """Whether a cancel is remembered; it is not any more."""
@@ -53,7 +56,8 @@ class EarlyCancels:
         self._link(name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Removes all that has expired."""
+        """Removes all that has expired. `add` does it from time to time."""
+        self._swept = monotonic()
         with contextlib.suppress(FileNotFoundError):
             for folder in self._folder.iterdir():
                 self._tidy(folder)
@@ -73,9 +77,4 @@ class EarlyCancels:
                 entry[1].unlink(missing_ok=True)
 
     def _link(self, name: Name) -> Path:
-        return self._folder / _digest(name.owner) / _digest(*name)
-
-
-def _digest(*words: str) -> str:
-    text = "\0".join(words)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return self._folder / digest(name.owner) / digest(*name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from time import monotonic
 
 from chatstream import native
@@ -25,7 +25,8 @@ class LocalBus(Bus):
 
     def __init__(self, receive: Receive) -> None:
         super().__init__(receive)
-        self._lock = native.allocate_lock()  # guards the two below
+        self._lock = native.allocate_lock()  # guards the three below
+        self._claimed: Counter[Name] = Counter()
         self._early = _Recent()  # cancels that came before their stream
         self._gone = _Recent()  # streams that have been: a cancel for them is late, not early
 
@@ -34,10 +35,14 @@ class LocalBus(Bus):
 
     def claim(self, claim: Claim, *, reject: bool) -> bool:
         with self._lock:
+            self._claimed[claim.name] += 1
             return self._early.pop(claim.name)
 
     def release(self, claim: Claim) -> None:
         with self._lock:
+            self._claimed[claim.name] -= 1
+            if self._claimed[claim.name] <= 0:
+                del self._claimed[claim.name]
             self._gone.add(claim.name)
 
     def _cancel_elsewhere(self, request: Request) -> bool:
@@ -45,15 +50,10 @@ class LocalBus(Bus):
             return False
         name = Name(request.owner, request.session_id, request.stream_id)
         with self._lock:
-            if name in self._gone:
-                return False
-            self._early.add(name)
-        # It may have been claimed between the first look and the memory's being there.
-        if self._receive(request) is not Answer.STOPPED:
-            return False
-        with self._lock:
-            self._early.pop(name)
-        return True
+            if name not in self._claimed and name not in self._gone:
+                self._early.add(name)
+        # It may have been claimed since the first look.
+        return self._receive(request) is Answer.STOPPED
 
     def close(self) -> None:
         pass

@@ -22,7 +22,7 @@ class RecordLocks:
     not the thread's: a number that this process holds looks free to it. And they go when *any* of
     its descriptors for the file is closed, so a process may have only one `RecordLocks` for a file.
 
-    Safe from any thread. Never blocks, but for `wait`.
+    Safe from any thread. Never blocks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,10 +47,6 @@ class RecordLocks:
             if pid := self.holder(number, length):
                 return pid
         raise OSError(errno.EDEADLK, "a lock that is held by nobody")
-
-    def wait(self, number: int) -> None:
-        """Takes `number`, when whoever has it lets go."""
-        fcntl.lockf(self._file(), fcntl.LOCK_EX, 1, number)
 
     def drop(self, number: int) -> None:
         """Gives `number` back, or does nothing."""

@@ -1,8 +1,9 @@
 """The bus of many hosts: a Redis (or Valkey) server knows who has a stream, and holds the mail.
 
     <prefix>:session:<hash>   "<worker> <number> <stream id>"     expires, refreshed by the worker
-    <prefix>:stream:<hash>    "<worker> <number> <session id>"    the same; "" once it has been
+    <prefix>:stream:<hash>    "<worker> <number> <session id>"    the same; "gone 0 …" after its end
     <prefix>:early:<hash>     an owner's early cancels            sorted by when they expire
+    <prefix>:since            since when the server has had its data
     <prefix>:mail:<worker>    a Redis stream of messages          see `chatstream.bus.base`
     <prefix>:worker:<worker>  its pid, for people who look        expires
 
@@ -19,17 +20,18 @@
 Mail, not PUBLISH: what is sent before a worker listens, or while it reconnects, is read when it
 does, so a stop that could not be confirmed is carried out all the same. All clocks are the
 server's. A worker that dies stops refreshing and its entries expire; one with a silent stream does
-not. What a stream costs - two scripts, and its part of a refresh - does not depend on the number of
-workers.
+not. A server that has lost its data has no `since`: until all workers can have put back what they
+have, that it knows of no stream is no answer. What a stream costs - two scripts, and its part of a
+refresh - does not depend on the number of workers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import os
+import re
 import threading
 import uuid
 from time import monotonic
@@ -40,6 +42,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
+import chatstream.bus.scripts as scripts
 from chatstream.bus.base import (
     PATIENCE,
     REMEMBER,
@@ -54,6 +57,7 @@ from chatstream.bus.base import (
     Reply,
     Request,
     decode,
+    digest,
     encode,
 )
 from chatstream.errors import BusUnavailable, ConfigError, Unconfirmed, conflict
@@ -65,6 +69,10 @@ COMMAND_TIMEOUT = 0.4
 
 _LISTEN = 1.0
 """Seconds of one wait for mail. Between two of them the worker's entries are refreshed."""
+
+SETTLED = 4.0
+"""Seconds after which a server without data has been told of all that lives: the listeners' turn,
+their longest pause before they try again, and some more."""
 
 _RETRY = (0.05, 2.0)
 """Seconds between two attempts to reach a server that is away: the first, and at most."""
@@ -84,72 +92,9 @@ _MAIL_TTL = 60_000
 _TRIES = 20
 """How often a claim begins again because what was in its way has changed meanwhile."""
 
+_WORKER = re.compile(r"[0-9a-f]{32}")
+
 _FAULTS = (redis.RedisError, OSError)
-
-_STATE = """
--- What stands in the way of `mine`: 'free' for nothing (or a stream that has been, or one that the
--- caller knows to be over, or an older one of the same worker), 'newer' for a newer one of the same
--- worker, 'other' for another worker's.
-local function parse(value)
-  local worker, number = string.match(value, '^(%S+) (%d+) ')
-  return worker, tonumber(number)
-end
-local function state(value, mine, over)
-  if not value or value == '' or value == over then return 'free' end
-  local worker, number = parse(value)
-  local my_worker, my_number = parse(mine)
-  if worker ~= my_worker then return 'other' end
-  return number > my_number and 'newer' or 'free'
-end
-"""
-
-_CLAIM = (
-    _STATE
-    + """
--- KEYS session stream early
--- ARGV session-value stream-value ttl name reject session-over stream-over
-local session, stream = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
-local of_session = state(session, ARGV[1], ARGV[6])
-if state(stream, ARGV[2], ARGV[7]) == 'other' then return {'stream', stream} end
-if of_session == 'other' and ARGV[5] == '1' then return {'session', session} end
-if of_session ~= 'newer' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3]) end
-redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
-return {'claimed', of_session == 'other' and session or '', redis.call('ZREM', KEYS[3], ARGV[4])}
-"""
-)
-
-_REFRESH = (
-    _STATE
-    + """
--- KEYS session stream early
--- ARGV session-value stream-value ttl name
-for i = 1, 2 do
-  if state(redis.call('GET', KEYS[i]), ARGV[i], '') == 'free' then
-    redis.call('SET', KEYS[i], ARGV[i], 'PX', ARGV[3])
-  end
-end
-return redis.call('ZREM', KEYS[3], ARGV[4])
-"""
-)
-
-_RELEASE = """
--- KEYS session stream  ARGV session-value stream-value remember
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-if redis.call('GET', KEYS[2]) == ARGV[2] then redis.call('SET', KEYS[2], '', 'PX', ARGV[3]) end
-"""
-
-_FIND = """
--- KEYS stream early  ARGV name remember most
-local stream = redis.call('GET', KEYS[1])
-if stream then return stream end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
-redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - ARGV[3])
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
-return false
-"""
 
 
 def check(url: str) -> None:
@@ -160,7 +105,8 @@ def check(url: str) -> None:
     """
     try:
         client = _client(url)
-        mode = client.info("server").get("redis_mode", "standalone")
+        facts = client.info("server")
+        mode = facts.get("redis_mode") or facts.get("server_mode") or "standalone"  # Valkey's word
         client.close()
     except redis.AuthenticationError:
         raise ConfigError(
@@ -203,42 +149,43 @@ class RedisBus(Bus):
         self._worker = uuid.uuid4().hex
         self._commands = _client(url, connections=_CONNECTIONS)
         self._mailbox = _client(url, waiting=_LISTEN)
-        self._claim_script = self._commands.register_script(_CLAIM)
-        self._refresh_script = self._commands.register_script(_REFRESH)
-        self._release_script = self._commands.register_script(_RELEASE)
-        self._find_script = self._commands.register_script(_FIND)
-        self._lock = threading.Lock()  # guards the three below
-        self._claims: dict[Claim, None] = {}  # what has to be in Redis
+        self._claim_script = self._commands.register_script(scripts.CLAIM)
+        self._refresh_script = self._commands.register_script(scripts.REFRESH)
+        self._release_script = self._commands.register_script(scripts.RELEASE)
+        self._find_script = self._commands.register_script(scripts.FIND)
+        self._since_script = self._commands.register_script(scripts.SINCE)
+        self._lock = threading.Lock()  # guards the four below
+        self._claims: dict[Claim, bytes] = {}  # what has to be in Redis, and what is in its way
         self._exchanges: dict[str, _Exchange] = {}  # by request
-        self._up = True
-        self._closing = False
-        self._wake = threading.Event()  # the listener has something to do
+        self._up = False
+        self._away = False  # and somebody has said so
+        self._looked = threading.Event()  # whether it is up is known
+        self._closing = threading.Event()
         self._listener = threading.Thread(target=self._listen, name="chatstream-bus", daemon=True)
-        self._read_up_to = "0-0"
-        self._refreshed = 0.0
+        self._refreshed = self._checked = 0.0
+        self._since = b""
         self._complained = False
 
     def start(self) -> None:
         self._listener.start()
 
     def close(self) -> None:
-        if self._closing:
+        if self._closing.is_set():
             return
-        self._closing = True
-        self._wake.set()
+        self._closing.set()
         with contextlib.suppress(*_FAULTS):
             for claim in list(self._claims):
                 self._forget(claim)
-            self._send(self._worker, Reply(Answer.ABSENT, "close"))  # the listener wakes
+            self._send(self._worker, Reply(Answer.ABSENT, "close", self._worker))  # it wakes
         if self._listener.is_alive():
             self._listener.join(_LISTEN + 2 * COMMAND_TIMEOUT)
         self._commands.close()
 
     def claim(self, claim: Claim, *, reject: bool) -> bool:
         with self._lock:
-            self._claims[claim] = None
-            if not self._up:
-                return False  # it is registered when Redis is back
+            self._claims[claim] = b""
+        if not self._is_up():
+            return False  # it is registered when Redis is back
         try:
             return self._claim(claim, reject)
         except _FAULTS as error:
@@ -246,13 +193,14 @@ class RedisBus(Bus):
             return False
         except BaseException:
             with self._lock:
-                del self._claims[claim]
+                self._claims.pop(claim, None)
             raise
 
     def release(self, claim: Claim) -> None:
         with self._lock:
-            known = self._claims.pop(claim, self) is None
-            if not known or not self._up:
+            self._claims.pop(claim, None)
+            self._exchanges.pop(_contest_id(claim), None)
+            if not self._up:
                 return
         try:
             self._forget(claim)
@@ -261,17 +209,34 @@ class RedisBus(Bus):
 
     def _cancel_elsewhere(self, request: Request) -> bool:
         deadline = monotonic() + PATIENCE
-        if not self._up:
+        if not self._is_up():
             raise BusUnavailable
         try:
-            worker = self._worker_of(request)
-            if worker in (None, self._worker):
-                # None, or ours: looked for once more, since it may have been claimed meanwhile.
-                return self._receive(request) is Answer.STOPPED
-            return self._ask(str(worker), request, deadline) is Answer.STOPPED
+            return self._cancel_there(request, deadline)
         except _FAULTS as error:
             self._lost(error)
             raise BusUnavailable from error
+
+    def _cancel_there(self, request: Request, deadline: float) -> bool:
+        for _ in range(_TRIES):
+            value = self._find(request)
+            if value == b"unsure":
+                raise BusUnavailable
+            if value == b"absent" or _worker_of(value) in ("gone", self._worker):
+                # Looked for once more: it may have been claimed since the first look.
+                return self._receive(request) is Answer.STOPPED
+            there = dataclasses.replace(request, stream_id=request.stream_id or _name(value))
+            if self._ask(_worker_of(value), there, deadline) is Answer.STOPPED:
+                return True
+            if request.stream_id is not None or self._find(request) == value:
+                return False
+        return False
+
+    def _is_up(self) -> bool:
+        """Whether the server is there. Waits until the listener has looked, at first."""
+        if not self._up:
+            self._looked.wait(COMMAND_TIMEOUT)
+        return self._up
 
     # What stands in Redis
 
@@ -281,7 +246,9 @@ class RedisBus(Bus):
         keys, values = self._keys_and_values(claim)
         over = {"session": b"", "stream": b""}
         for _ in range(_TRIES):
-            more = [_ms(self._ttl), _digest(*claim.name), int(reject), *over.values()]
+            if not self._is_live(claim):
+                return False
+            more = [_ms(self._ttl), digest(*claim.name), int(reject), *over.values()]
             found, value, early = (*self._claim_script(keys, [*values, *more]), None)[:3]
             if found == b"claimed":
                 if value:
@@ -289,45 +256,46 @@ class RedisBus(Bus):
                 return bool(early)
             what = found.decode()
             in_the_way = {"session": (session_id, None), "stream": (None, stream_id)}[what]
-            if self._is_live(value, Request(Action.PROBE, owner, *in_the_way)):
+            if self._holder_is_live(value, Request(Action.PROBE, owner, *in_the_way)):
                 raise conflict(what)
             over[what] = value
         raise Unconfirmed
 
-    def _is_live(self, value: bytes, probe: Request) -> bool:
+    def _holder_is_live(self, value: bytes, probe: Request) -> bool:
         """Whether what stands there is a live stream. If its worker does not say, it may be."""
         try:
-            return self._ask(_worker(value), probe, monotonic() + PATIENCE) is Answer.LIVE
+            return self._ask(_worker_of(value), probe, monotonic() + PATIENCE) is Answer.LIVE
         except Unconfirmed:
             return True
 
     def _supersede(self, name: Name, value: bytes) -> None:
-        old = value.decode().split(" ", 2)[2]
-        request = Request(Action.SUPERSEDE, name.owner, name.session_id, old)
+        request = Request(Action.SUPERSEDE, name.owner, name.session_id, _name(value))
         try:
-            self._ask(_worker(value), request, monotonic() + PATIENCE)
+            self._ask(_worker_of(value), request, monotonic() + PATIENCE)
         except Unconfirmed:
             log.warning(
                 "[bus] redis: the worker of stream=%s does not answer; it is superseded by"
                 " stream=%s and told to stop when it does",
-                old,
+                _name(value),
                 name.stream_id,
             )
 
-    def _worker_of(self, request: Request) -> str | None:
-        """The worker that has what a cancel names. Without one, a stream's cancel is remembered."""
+    def _find(self, request: Request) -> bytes:
+        """What stands for what a cancel names. If nothing, a stream's cancel is remembered."""
         owner, session_id, stream_id = request.owner, request.session_id or "", request.stream_id
-        if stream_id is None:
-            value = self._commands.get(self._key("session", owner, session_id))
-            return _worker(value) if value else None
-        keys = [self._key("stream", owner, stream_id), self._key("early", owner)]
-        name = _digest(owner, session_id, stream_id)
-        value = self._find_script(keys, [name, _ms(REMEMBER), REMEMBER_PER_OWNER])
-        return _worker(value) if value else None
+        key, name, session = self._key("session", owner, session_id), "", ""
+        if stream_id is not None:
+            key, session = self._key("stream", owner, stream_id), session_id
+            name = digest(owner, session_id, stream_id)
+        keys = [key, self._since_key, self._key("early", owner)]
+        values = [_ms(SETTLED), name, _ms(REMEMBER), REMEMBER_PER_OWNER, session]
+        found: bytes = self._find_script(keys, values)
+        return found
 
     def _forget(self, claim: Claim) -> None:
         keys, values = self._keys_and_values(claim)
-        self._release_script(keys[:2], [*values, _ms(REMEMBER)])
+        gone = f"gone 0 {claim.name.session_id}"
+        self._release_script(keys, [*values, _ms(REMEMBER), digest(*claim.name), gone])
 
     def _refresh(self) -> set[Claim]:
         """Has every entry last for another while, and puts back those that are lost.
@@ -338,20 +306,50 @@ class RedisBus(Bus):
         self._refreshed = monotonic()
         # For people who look; and with no stream at all it shows that the server takes a write.
         self._commands.set(f"{self._prefix}:worker:{self._worker}", os.getpid(), px=_ms(self._ttl))
+        self._since = self._since_script([self._since_key])
         with self._lock:
-            claims = list(self._claims)
-        for some in (claims[at : at + _BATCH] for at in range(0, len(claims), _BATCH)):
-            pipeline = self._commands.pipeline(transaction=False)
-            for claim in some:
-                keys, values = self._keys_and_values(claim)
-                more = [_ms(self._ttl), _digest(*claim.name)]
-                self._refresh_script(keys, [*values, *more], client=pipeline)
-            for claim, early in zip(some, pipeline.execute(), strict=True):
-                if early:  # cancelled by somebody who could not know that it was live
-                    self._receive(Request(Action.CANCEL, *claim.name))
-                elif claim not in self._claims:  # released meanwhile
-                    self._forget(claim)
-        return set(claims)
+            claims = list(self._claims.items())
+        for at in range(0, len(claims), _BATCH):
+            self._refresh_some(claims[at : at + _BATCH])
+        return {claim for claim, _ in claims}
+
+    def _refresh_some(self, claims: list[tuple[Claim, bytes]]) -> None:
+        pipeline = self._commands.pipeline(transaction=False)
+        for claim, over in claims:
+            keys, values = self._keys_and_values(claim)
+            more = [_ms(self._ttl), digest(*claim.name), over]
+            self._refresh_script(keys, [*values, *more], client=pipeline)
+        for (claim, over), (early, other) in zip(claims, pipeline.execute(), strict=True):
+            if early:  # cancelled by somebody who could not know that it was live
+                self._receive(Request(Action.CANCEL, *claim.name))
+            if other or over:
+                self._contest(claim, other)
+            if claim not in self._claims:  # released meanwhile
+                self._forget(claim)
+
+    def _contest(self, claim: Claim, other: bytes) -> None:
+        """Another worker has a stream of this session: both began while they could not know.
+
+        It is asked whether it is live. Then ours ends; if nothing is heard by the next refresh,
+        ours takes its place.
+        """
+        with self._lock:
+            if claim not in self._claims:
+                return
+            self._claims[claim] = other
+        if other:
+            owner, session_id, _ = claim.name
+            probe = Request(
+                Action.PROBE,
+                owner,
+                session_id,
+                _name(other),
+                origin=self._worker,
+                id=_contest_id(claim),
+            )
+            with self._lock:
+                self._exchanges[probe.id] = _Exchange(claim)
+            self._send(_worker_of(other), probe)
 
     def _keys_and_values(self, claim: Claim) -> tuple[list[str], list[str]]:
         (owner, session_id, stream_id), number = claim
@@ -364,7 +362,7 @@ class RedisBus(Bus):
         return keys, [f"{mine} {stream_id}", f"{mine} {session_id}"]
 
     def _key(self, kind: str, *words: str) -> str:
-        return f"{self._prefix}:{kind}:{_digest(*words)}"
+        return f"{self._prefix}:{kind}:{digest(*words)}"
 
     # The mail
 
@@ -383,7 +381,7 @@ class RedisBus(Bus):
                 raise Unconfirmed
         finally:
             with self._lock:
-                del self._exchanges[request.id]
+                self._exchanges.pop(request.id, None)
         return exchange.answer
 
     def _send(self, worker: str, message: Request | Reply) -> None:
@@ -397,43 +395,56 @@ class RedisBus(Bus):
         """The listener: reads the mail, refreshes the entries, and finds out when Redis is back."""
         first, longest = _RETRY
         pause = first
-        while not self._closing:
+        while not self._closing.is_set():
             try:
                 self._arrive()
                 pause = first
-                while self._up and not self._closing:
-                    if monotonic() - self._refreshed > self._ttl / 3:
-                        self._refresh()
+                while self._up and not self._closing.is_set():
                     self._read_mail()
-            except _FAULTS as error:
+                    self._look_after()
+            except Exception as error:
                 self._lost(error)
-            except Exception:
-                log.exception("[bus] redis")
-                self._lost(RuntimeError("the listener failed"))
-            # New connections: a server that has become a replica is found again by its name.
-            self._commands.connection_pool.reset()
-            self._mailbox.connection_pool.disconnect()
-            self._wake.wait(pause)
+            self._reconnect()
+            self._closing.wait(pause)
             pause = min(2 * pause, longest)
         self._leave()
 
+    def _look_after(self) -> None:
+        """Refreshes the entries when it is time, and when the server has lost them."""
+        now = monotonic()
+        if now - self._refreshed > self._ttl / 3:
+            self._refresh()
+        elif now - self._checked >= _LISTEN / 2:
+            self._checked = now
+            if self._commands.get(self._since_key) != self._since:
+                self._refresh()
+
     def _arrive(self) -> None:
         """Redis is there: everything live is put into it, and then it counts as there."""
-        if not self._commands.exists(self._mail):
-            self._read_up_to = "0-0"  # it may have lost its data, and its clock may be another
         while True:
             registered = self._refresh()
             with self._lock:
                 if self._claims.keys() <= registered:
-                    was_up, self._up = self._up, True
+                    was_away, self._up, self._away = self._away, True, False
                     break
-        if not was_up:
+        self._looked.set()
+        if was_away:
             log.warning("[bus] redis is back; %d streams are registered", len(registered))
+
+    def _reconnect(self) -> None:
+        """New connections next time: a server that became a replica is found again by its name."""
+        with contextlib.suppress(Exception):
+            self._commands.connection_pool.reset()
+            self._mailbox.connection_pool.disconnect()
 
     def _leave(self) -> None:
         with contextlib.suppress(*_FAULTS):
             self._mailbox.delete(self._mail, f"{self._prefix}:worker:{self._worker}")
         self._mailbox.close()
+
+    @property
+    def _since_key(self) -> str:
+        return f"{self._prefix}:since"
 
     @property
     def _mail(self) -> str:
@@ -442,24 +453,32 @@ class RedisBus(Bus):
     def _lost(self, error: Exception) -> None:
         """Redis is away. Whoever noticed first says so."""
         with self._lock:
-            was_up, self._up = self._up, False
-        if was_up and not self._closing:
-            log.warning(
-                "[bus] redis is away: %s. Streams go on; a stop for another worker's stream is"
-                " answered with 503 until it is back",
-                _said(error),
-            )
+            was_away, self._up, self._away = self._away, False, True
+        self._looked.set()
+        if was_away or self._closing.is_set():
+            return
+        if not isinstance(error, _FAULTS):
+            log.error("[bus] redis", exc_info=error)
+        log.warning(
+            "[bus] redis is away: %s. Streams go on; a stop for another worker's stream is"
+            " answered with 503 until it is back",
+            _said(error),
+        )
 
     def _read_mail(self) -> None:
-        read = self._mailbox.xread({self._mail: self._read_up_to}, block=_ms(_LISTEN))
+        """Reads what is there; waits `_LISTEN` for it. What was read is deleted after it was done:
+        rather twice than never, and to do it twice changes nothing."""
+        read = self._mailbox.xread({self._mail: "0-0"}, block=_ms(_LISTEN))
         for _, entries in read or ():
-            for entry_id, fields in entries:
-                self._read_up_to = entry_id
+            for _, fields in entries:
                 self._take_message(fields.get(b"message", b""))
+            self._mailbox.xdel(self._mail, *(entry_id for entry_id, _ in entries))
 
     def _take_message(self, data: bytes) -> None:
         try:
             message = decode(data)
+            if not _WORKER.fullmatch(message.origin):
+                raise Malformed("the origin is no worker's")
         except Malformed:
             if not self._complained:
                 self._complained = True
@@ -471,15 +490,25 @@ class RedisBus(Bus):
             return
         with self._lock:
             exchange = self._exchanges.get(message.id)
-        if exchange is not None:  # else it came too late
-            exchange.answer = message.answer
-            exchange.done.set()
+            if exchange is not None and exchange.contested is not None:
+                del self._exchanges[message.id]
+        if exchange is None:
+            return  # it came too late
+        if exchange.contested is not None and message.answer is Answer.LIVE:
+            self._receive(Request(Action.SUPERSEDE, *exchange.contested.name))
+        exchange.answer = message.answer
+        exchange.done.set()
 
 
 class _Exchange:
-    """A request that waits for its reply."""
+    """A request that waits for its reply.
 
-    def __init__(self) -> None:
+    Attributes:
+        contested: Our claim that has to end if the reply is `live`; nobody waits then.
+    """
+
+    def __init__(self, contested: Claim | None = None) -> None:
+        self.contested = contested
         self.done = threading.Event()
         self.answer = Answer.ABSENT  # until `done`
 
@@ -505,14 +534,18 @@ def _said(error: Exception) -> str:
     return type(error).__name__ if refused else str(error) or type(error).__name__
 
 
-def _worker(value: bytes) -> str:
+def _worker_of(value: bytes) -> str:
     return value.split(b" ", 1)[0].decode()
+
+
+def _contest_id(claim: Claim) -> str:
+    return f"contest-{claim.number}"
+
+
+def _name(value: bytes) -> str:
+    """The stream id in a session's value."""
+    return value.decode().split(" ", 2)[2]
 
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _digest(*words: str) -> str:
-    text = "\0".join(words)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -217,7 +217,7 @@ class Service:
     @property
     def directory(self) -> Path:
         """Where the workers of a unix service meet."""
-        return service_directory(Path(self.settings["bus"].removeprefix("unix://")), "service")
+        return service_directory(Path(self.settings["bus"].removeprefix("unix://")), "service", "0")
 
     def join(
         self,
@@ -259,10 +259,10 @@ class Service:
         """Puts messages where those of other workers arrive."""
         address = self.address(worker)
         if self.kind == "unix":
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(PATIENCE)  # its queue holds ten
-                for message in messages:
-                    sock.sendto(message, address)
+            for message in messages:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                    sock.connect(address)
+                    sock.send(message)
         else:
             with contextlib.closing(self.client()) as client:
                 for message in messages:
@@ -330,6 +330,8 @@ class Services:
         elif kind == "redis":
             server = server or self._request.getfixturevalue("shared_redis")
             usual = {"bus": server.url, "bus_prefix": f"t{uuid.uuid4().hex[:12]}"}
+            with contextlib.suppress(Exception):
+                server.command("SET", f"{usual['bus_prefix']}:since", 0)  # it has long been there
         self._made.append(Service(self._workers, kind, {**usual, **settings}))
         return self._made[-1]
 

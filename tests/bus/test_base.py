@@ -18,6 +18,7 @@ from chatstream.bus.base import (
     Reply,
     Request,
     decode,
+    digest,
     encode,
 )
 
@@ -26,8 +27,17 @@ THOROUGH = settings(max_examples=200, deadline=None, database=None)
 TEXTS = st.text(st.characters(exclude_categories=()))
 """Any Python text, half a surrogate pair and NUL included: an app's owners may be anything."""
 
+TIMES = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.integers()
+
 REQUESTS = st.builds(
-    Request, st.sampled_from(Action), TEXTS, st.none() | TEXTS, st.none() | TEXTS, TEXTS, TEXTS
+    Request,
+    st.sampled_from(Action),
+    TEXTS,
+    st.none() | TEXTS,
+    st.none() | TEXTS,
+    TEXTS,
+    TEXTS,
+    TIMES,
 )
 REPLIES = st.builds(Reply, st.sampled_from(Answer), TEXTS, TEXTS)
 
@@ -39,6 +49,7 @@ REQUEST = {
     "owner": "7",
     "session": "s1",
     "stream": None,
+    "before": 81.25,
 }
 REPLY = {"chatstream": 1, "id": "5f0c", "origin": "4712", "answer": "stopped"}
 
@@ -64,12 +75,29 @@ def test_each_request_is_an_exchange_of_its_own() -> None:
     assert one.id != two.id
 
 
+def test_a_request_is_for_all_streams_unless_it_says_when() -> None:
+    """Where two processes have no clock in common, a request goes without its time."""
+    request = Request(Action.CANCEL, "o", "s")
+    assert request.before is None
+    assert json.loads(encode(request))["before"] is None
+    assert decode(encode(request)) == request
+
+
+def test_a_digest_is_one_of_many() -> None:
+    """32 hexadecimal digits, the same in each process; where a word ends is part of it."""
+    assert digest("7", "s1") == "02afb6450c2de39982b8e850b1de8685"
+    words = [("7", "s1"), ("7s1",), ("7s", "1"), ("", "7", "s1"), ("s1", "7"), ("\ud83d",), ("",)]
+    digests = {digest(*each) for each in words}
+    assert len(digests) == len(words)
+    assert all(len(each) == 32 and int(each, 16) >= 0 for each in digests)
+
+
 # The drawing
 
 
 def test_a_request_looks_as_drawn() -> None:
     """One JSON object in UTF-8, with the fields of the drawing and no other."""
-    request = Request(Action.CANCEL, "7", "s1", None, "4711", "5f0c")
+    request = Request(Action.CANCEL, "7", "s1", None, "4711", "5f0c", 81.25)
     assert json.loads(encode(request).decode()) == REQUEST
     assert decode(json.dumps(REQUEST).encode()) == request
 
@@ -151,6 +179,9 @@ MALFORMED = {
     "an owner that is a number": request_with(owner=7),
     "a session that is a number": request_with(session=7),
     "a stream that is a list": request_with(stream=["t"]),
+    "a time that is a text": request_with(before="81.25"),
+    "a time that is a truth": request_with(before=True),
+    "a time that is a list": request_with(before=[81.25]),
     "an id that is null": request_with(id=None),
     "an origin that is a number": request_with(origin=4711),
     "an unknown answer": reply_with(answer="perhaps"),
@@ -189,8 +220,9 @@ def message_or_malformed(data: bytes) -> None:
     texts = [message.id, message.origin]
     if isinstance(message, Request):
         texts += [message.owner, message.session_id or "", message.stream_id or ""]
+        assert message.before is None or type(message.before) in (int, float)
     assert all(isinstance(text, str) for text in texts)
-    assert message == decode(encode(message))
+    assert encode(message) == encode(decode(encode(message)))  # not ==: JSON's NaN is not itself
 
 
 @THOROUGH

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +33,20 @@ def settings(text: str | None) -> Settings:
     return Settings.load({"CHATSTREAM_BUS": text} if text else {}, {})
 
 
-def created(text: str | None) -> Bus:
+def created(text: str | None, app: str = "0") -> Bus:
     """The bus of a setting, which has not been started."""
 
     def receive(request: Request) -> Answer:
         return Answer.ABSENT
 
-    return bus.create(settings(text), receive, Loop())
+    return bus.create(settings(text), receive, Loop(), app)
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A base that is not too long, wherever the tests run."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -89,7 +97,7 @@ def test_under_gunicorn_it_is_unix(in_gunicorn: str, warnings: Lines, text: str 
     """By default too, in the directory of the service that has this listening socket."""
     joined = created(text)
     assert isinstance(joined, UnixBus)
-    assert joined._path == service_directory(default_base(), in_gunicorn)
+    assert joined._path == service_directory(default_base(), in_gunicorn, "0")
     assert warnings() == []
 
 
@@ -98,30 +106,43 @@ def test_local_under_gunicorn_is_local(in_gunicorn: str) -> None:
     assert isinstance(created("local"), LocalBus)
 
 
-def test_a_directory_of_ones_own(tmp_path: Path, warnings: Lines) -> None:
+def test_a_directory_of_ones_own(base: Path, warnings: Lines) -> None:
     """unix:///a/directory is for any server: the directory says which service it is."""
-    text = f"unix://{tmp_path}"
+    text = f"unix://{base}"
     bus.check(settings(text))
     joined = created(text)
     assert isinstance(joined, UnixBus)
-    assert joined._path == service_directory(tmp_path, "service")
+    assert joined._path == service_directory(base, "service", "0")
     assert warnings() == []
 
 
-def test_a_directory_of_ones_own_under_gunicorn(tmp_path: Path, in_gunicorn: str) -> None:
+def test_a_directory_of_ones_own_under_gunicorn(base: Path, in_gunicorn: str) -> None:
     """Two gunicorns that are given one directory are one service."""
-    joined = created(f"unix://{tmp_path}")
+    joined = created(f"unix://{base}")
     assert isinstance(joined, UnixBus)
-    assert joined._path == service_directory(tmp_path, "service")
+    assert joined._path == service_directory(base, "service", "0")
 
 
-def test_nothing_is_made_before_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["the default", "a directory"])
+def test_two_apps_do_not_meet(base: Path, in_gunicorn: str, where: str) -> None:
+    """Each app of a process has a directory, and each process the same one for the same app."""
+    text = None if where == "the default" else f"unix://{base}"
+    paths = []
+    for app in ("a1", "a2", "a1"):
+        joined = created(text, app)
+        assert isinstance(joined, UnixBus)
+        paths.append(joined._path)
+    assert paths[0] == paths[2] != paths[1]
+    assert {path.parent for path in paths} == {paths[0].parent}
+
+
+def test_nothing_is_made_before_the_start(base: Path) -> None:
     """Neither by the check nor by the bus itself: the server may fork afterwards."""
     descriptors = len(os.listdir("/proc/self/fd"))
-    text = f"unix://{tmp_path}"
+    text = f"unix://{base}"
     bus.check(settings(text))
     created(text).close()
-    assert list(tmp_path.iterdir()) == []
+    assert list(base.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
@@ -139,11 +160,11 @@ def test_redis(shared_redis: RedisServer, warnings: Lines) -> None:
 # Refused at the start
 
 
-def test_a_missing_directory(tmp_path: Path) -> None:
+def test_a_missing_directory(base: Path) -> None:
     """The sentence names the setting and the directory, and says what to do."""
     with pytest.raises(ConfigError) as caught:
-        bus.check(settings(f"unix://{tmp_path}/none"))
-    sentence = f"CHATSTREAM_BUS: '{tmp_path}/none' is not a directory. Please make it."
+        bus.check(settings(f"unix://{base}/none"))
+    sentence = f"CHATSTREAM_BUS: '{base}/none' is not a directory. Please make it."
     assert sentence == str(caught.value)
 
 

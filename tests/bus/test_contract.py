@@ -565,7 +565,7 @@ def test_a_request_from_nowhere_is_carried_out(shared: Service, tmp_path: Path) 
     """Its sender has gone: the reply is lost, and no more than that."""
     one, other = shared.join(2)
     one.claim("s", "a")
-    shared.post(one, encode(Request(Action.CANCEL, "", "s", "a", origin="gone")))
+    shared.post(one, encode(Request(Action.CANCEL, "", "s", "a", origin="0" * 32)))
     eventually(lambda: one.ending("a") == "cancel", "the stream's end")
     one.claim("z", "b")
     assert other.cancel("z") is True

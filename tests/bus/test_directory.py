@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import socket
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +29,9 @@ from chatstream.bus.directory import (
     gunicorn_service,
     service_directory,
 )
+from chatstream.bus.record_locks import RecordLocks
 from chatstream.errors import ConfigError
-from tests.bus.peer import Peer, is_waiting
+from tests.bus.peer import Peer
 from tests.conftest import eventually
 
 MakePeer = Callable[[], Peer]
@@ -36,12 +41,20 @@ Enter = Callable[..., Directory]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The directory of a service; nothing is there yet."""
-    return service_directory(tmp_path, "7")
+    return service_directory(tmp_path, "7", "a1")
+
+
+@pytest.fixture
+def short_base() -> Iterator[Path]:
+    """A base that is not too long, wherever the tests run."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="é") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
 def enter(path: Path) -> Iterator[Enter]:
-    """This process enters `path`, or another. A test that leaves a reservation behind fails."""
+    """This process enters `path`, or another. A test that leaves a file open fails."""
+    before = descriptors()
     entered: list[Directory] = []
 
     def enter(where: Path = path) -> Directory:
@@ -52,7 +65,7 @@ def enter(path: Path) -> Iterator[Enter]:
     for one in entered:
         with contextlib.suppress(OSError):  # the test had it leave
             one.leave()
-    assert directory._open == set()
+    assert descriptors() == before
 
 
 @pytest.fixture
@@ -85,6 +98,10 @@ def worker(peer: MakePeer) -> Peer:
     return one
 
 
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
@@ -92,6 +109,25 @@ def mode(path: Path) -> int:
 def sockets(path: Path) -> set[int]:
     """The pids that have something in the directory."""
     return {int(entry.name) for entry in path.iterdir() if entry.name.isdecimal()}
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who enters gives up soon."""
+    monkeypatch.setattr(directory, "_ENTER", 0.05)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long this process has waited, each time that it had to."""
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(directory, "time", SimpleNamespace(sleep=sleep))
+    return waits
 
 
 # Entering
@@ -106,7 +142,7 @@ def test_it_is_made_for_its_user_only(path: Path, enter: Enter, mask: int) -> No
     finally:
         os.umask(before)
     assert (mode(path.parent), mode(path)) == (0o700, 0o700)
-    assert {mode(entry) for entry in path.iterdir()} == {0o600}
+    assert {mode(entry) for entry in path.iterdir() if not entry.is_symlink()} == {0o600}
 
 
 def test_names_are_spread_over_files(enter: Enter, peer: MakePeer) -> None:
@@ -123,16 +159,17 @@ def test_names_are_spread_over_files(enter: Enter, peer: MakePeer) -> None:
     assert other.do("[names.holder(part) for part, names in enumerate(d.names)]") == [0] * NAMES
 
 
-def test_its_name_has_the_users_and_the_services(tmp_path: Path) -> None:
-    """Two users do not meet, nor do two services of one user."""
-    path = service_directory(tmp_path, "7")
-    assert path == tmp_path / f"chatstream-{os.geteuid()}" / "7"
+def test_its_name_has_the_users_the_services_and_the_apps(tmp_path: Path) -> None:
+    """Two users do not meet, nor do two services of one user, nor two apps of one service."""
+    path = service_directory(tmp_path, "7", "a1")
+    assert path == tmp_path / f"chatstream-{os.geteuid()}" / "7-a1"
 
 
-def test_the_base_is_not_made(tmp_path: Path, enter: Enter) -> None:
-    """A base that is not there is an error of whoever set it, and nothing stays reserved."""
-    with pytest.raises(FileNotFoundError):
-        enter(service_directory(tmp_path / "none", "7"))
+def test_the_base_is_not_made(tmp_path: Path, enter: Enter, soon: None) -> None:
+    """A base that is not there is an error of whoever set it; the error names it."""
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/none is not there"):
+        enter(service_directory(tmp_path / "none", "7", "a1"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_that_is_there_is_entered(path: Path, enter: Enter, peer: MakePeer) -> None:
@@ -257,11 +294,62 @@ def test_after_the_last_one_it_is_made_again(path: Path, enter: Enter) -> None:
         us.leave()
 
 
+def test_it_is_there_while_others_enter_it(path: Path, enter: Enter, peer: MakePeer) -> None:
+    """Removed underneath it is not, nor when another worker has made a new one."""
+    us = enter()
+    assert us.is_there()
+    shutil.rmtree(path)
+    assert not us.is_there()
+    other = worker(peer)
+    assert not us.is_there()
+    assert other.do("d.is_there()") is True
+
+
+def test_who_is_not_in_it_takes_nothing_away(path: Path, enter: Enter, peer: MakePeer) -> None:
+    """Whose directory was removed underneath leaves; the one that is there now is another's."""
+    us = enter()
+    shutil.rmtree(path)
+    other = worker(peer)
+    (path / str(os.getpid())).touch()
+    us.leave()
+    assert sockets(path) == {other.pid, os.getpid()}
+    assert other.do("d.is_there()") is True
+
+
+def test_who_was_removed_enters_again(path: Path, enter: Enter, peer: MakePeer) -> None:
+    """Before it leaves, or after: the old locks are another file's and drop none of the new."""
+    old = enter()
+    shutil.rmtree(path)
+    new = enter()
+    new.names[3].take(5)
+    old.leave()
+    assert new.is_there()
+    other = worker(peer)
+    assert other.do(f"d.locks.holder({os.getpid()})") == os.getpid()
+    assert other.do("d.names[3].take(5)") == os.getpid()
+
+
+def test_it_goes_in_one_step(path: Path, enter: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can enter what is half removed: it has no longer its name when that begins."""
+    seen: list[tuple[bool, bool]] = []
+
+    def rmtree(remains: Path, ignore_errors: bool = False) -> None:
+        seen.append((path.exists(), (remains / "locks").exists()))
+        real(remains, ignore_errors)
+
+    real = shutil.rmtree
+    us = enter()
+    monkeypatch.setattr(directory, "shutil", SimpleNamespace(rmtree=rmtree))
+    us.leave()
+    assert seen == [(False, True)]
+    assert list(path.parent.iterdir()) == []
+
+
 # Entering while the last one removes it
 
 
 def test_who_enters_while_it_is_removed_makes_a_new_one(
-    path: Path, enter: Enter, peer: MakePeer
+    path: Path, enter: Enter, peer: MakePeer, waits: list[float]
 ) -> None:
     """It waits for the one that removes, sees that its file is gone, and begins again."""
     last = peer()
@@ -271,7 +359,7 @@ def test_who_enters_while_it_is_removed_makes_a_new_one(
     entered: list[Directory] = []
     thread = threading.Thread(target=lambda: entered.append(enter()))
     thread.start()
-    eventually(lambda: is_waiting(os.getpid()), "one that waits to enter")
+    eventually(lambda: waits, "one that waits to enter")
     last.do("shutil.rmtree(path)")
     last.do("d.locks.close()")
     thread.join(10)
@@ -281,6 +369,76 @@ def test_who_enters_while_it_is_removed_makes_a_new_one(
     assert mode(path) == 0o700
     again = worker(peer)
     assert entered[0].locks.holder(again.pid) == again.pid
+
+
+def test_who_enters_does_not_wait_for_ever(
+    path: Path, enter: Enter, peer: MakePeer, soon: None
+) -> None:
+    """A worker that hangs in the middle of removing keeps nobody: it is an error, and soon."""
+    last = peer()
+    last.do("d = Directory(path)")
+    assert last.do("d.locks.take(0, 2**63 - 1)") == 0
+    last.stop()
+    began = time.monotonic()
+    with pytest.raises(OSError, match=f"the number of pid {os.getpid()}$") as caught:
+        enter()
+    assert caught.value.errno == errno.EBUSY
+    assert time.monotonic() - began < 1
+    last.kill()
+    assert enter().is_there()
+
+
+COME_AND_GO = """
+def same(lock):
+    return os.path.samestat(os.stat(lock._path), os.fstat(lock._fd))
+
+def come_and_go(times, where):
+    strangers = 0
+    for _ in range(times):
+        d = Directory(where)
+        d.sweep()
+        strangers += not all(same(lock) for lock in [d.locks, *d.names])
+        d.leave()
+    return strangers
+"""
+
+
+@pytest.mark.parametrize("services", [("7", "7", "7"), ("7", "7", "8")], ids=["one", "two"])
+def test_many_that_come_and_go_always_meet(
+    path: Path, peer: MakePeer, services: tuple[str, ...]
+) -> None:
+    """Whoever is in has the very files that the next one opens, whatever is removed and swept.
+
+    A lock on another file would be known to nobody.
+    """
+    peers = [peer() for _ in services]
+    for one in peers:
+        one.do(f"exec({COME_AND_GO!r}, globals())")
+    for one, service in zip(peers, services, strict=True):
+        one.begin(f"come_and_go(100, path.with_name('{service}-a1'))")
+    assert [one.result() for one in peers] == [0, 0, 0]
+    assert list(path.parent.iterdir()) == []
+
+
+# In containers
+
+
+def test_workers_of_one_pid_namespace_meet(path: Path, enter: Enter) -> None:
+    """The first one notes whose pids its names are."""
+    enter()
+    assert os.readlink(path / "pids") == os.readlink("/proc/self/ns/pid")
+
+
+def test_workers_of_another_pid_namespace_are_refused(path: Path, enter: Enter) -> None:
+    """Two containers that share a directory have other processes' pids: an error that says so."""
+    path.mkdir(parents=True, mode=0o700)
+    path.parent.chmod(0o700)
+    (path / "pids").symlink_to("pid:[4026531835]")
+    with pytest.raises(OSError, match=r"another pid namespace; .* each container, or redis://$"):
+        enter()
+    assert [entry.name for entry in path.iterdir()] == ["pids"]
+    (path / "pids").unlink()
+    assert enter().is_there()
 
 
 # Sweeping
@@ -308,10 +466,9 @@ def test_a_sweep_holds_no_pid(path: Path, enter: Enter, peer: MakePeer) -> None:
 def test_a_sweep_removes_dead_services(path: Path, enter: Enter, peer: MakePeer) -> None:
     """A service whose every worker was killed leaves a directory that no other would enter."""
     dead = peer()
-    dead.do("d = Directory(path.with_name('8'))")
+    dead.do("d = Directory(path.with_name('8-a1'))")
     dead.do("touch(d)")
     dead.kill()
-    (path.parent / "9").mkdir(mode=0o700)
     us = enter()
     us.sweep()
     assert list(path.parent.iterdir()) == [path]
@@ -324,14 +481,14 @@ def test_a_sweep_leaves_other_services(
 ) -> None:
     """One worker of a service, live or stopped, keeps its directory."""
     other = peer()
-    other.do("d = Directory(path.with_name('8'))")
+    other.do("d = Directory(path.with_name('8-a1'))")
     other.do("touch(d)")
     if state == "hung":
         other.stop()
     us = enter()
     us.sweep()
-    assert {entry.name for entry in path.parent.iterdir()} == {"7", "8"}
-    assert (path.parent / "8" / str(other.pid)).exists()
+    assert {entry.name for entry in path.parent.iterdir()} == {"7-a1", "8-a1"}
+    assert (path.parent / "8-a1" / str(other.pid)).exists()
     other.go_on()
     assert other.do("d.locks.is_the_file()") is True
 
@@ -344,63 +501,87 @@ def test_a_sweep_leaves_what_is_no_service(path: Path, enter: Enter) -> None:
     assert (path.parent / "notes").exists()
 
 
-# Two services in one process
+# Two apps in one process
 
 
-def test_two_services_of_a_process_have_two_directories(path: Path, enter: Enter) -> None:
-    """Two apps in one process: record locks are the process's, so in one place they would mix."""
-    one, two, three = enter(), enter(), enter()
-    assert [one.path, two.path, three.path] == [path, Path(f"{path}-2"), Path(f"{path}-3")]
-    two.leave()
-    assert enter().path == Path(f"{path}-2")
-
-
-def test_the_same_two_services_of_two_processes_meet(
-    path: Path, enter: Enter, peer: MakePeer
-) -> None:
-    """Made in the same order, the first ones share a directory, and so do the second ones."""
-    other = peer()
-    other.do("d, e = Directory(path), Directory(path)")
-    for ours in (enter(), enter()):
-        assert ours.locks.holder(other.pid) == other.pid
-
-
-def test_a_sweep_spares_the_other_services_of_the_process(
-    path: Path, enter: Enter, peer: MakePeer
-) -> None:
-    """Nor does it open their locks: to close them would drop all that the process holds there."""
-    one, two = enter(), enter()
+def test_a_sweep_opens_nothing_of_its_own_service(path: Path, enter: Enter, peer: MakePeer) -> None:
+    """Another app's may be this process's: to close its locks would drop all that it holds."""
+    one, two = enter(), enter(path.with_name("7-b1"))
     two.names[0].take(5)
     one.sweep()
-    assert two.path.is_dir()
     other = peer()
-    other.do("d = Directory(path.with_name('7-2'))")
+    other.do("d = Directory(path.with_name('7-b1'))")
     assert other.do(f"d.locks.holder({os.getpid()})") == os.getpid()
     assert other.do("d.names[0].take(5)") == os.getpid()
+    assert two.is_there()
+
+
+def test_two_apps_leave_one_by_one(path: Path, enter: Enter) -> None:
+    """The one's end is not the other's."""
+    one, two = enter(), enter(path.with_name("7-b1"))
+    one.leave()
+    assert list(path.parent.iterdir()) == [two.path]
+    assert two.is_there()
+
+
+def test_another_service_sweeps_all_apps(path: Path, enter: Enter, peer: MakePeer) -> None:
+    """What its killed workers left, for each app; a name that only begins alike is another's."""
+    dead = peer()
+    names = ["8-a1", "8-b1", "77-a1", "removed-1-8-a1"]
+    dead.do(f"all_ = [Directory(path.with_name(name)) for name in {names!r}]")
+    dead.kill()
+    us = enter()
+    before = descriptors()
+    us.sweep()
+    assert list(path.parent.iterdir()) == [path]
+    assert descriptors() == before
+
+
+def test_a_sweep_closes_what_it_cannot_remove(
+    path: Path, enter: Enter, peer: MakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the system says to it, no file stays open, and the rest is swept."""
+    dead = peer()
+    dead.do("d = Directory(path.with_name('8-a1'))")
+    dead.kill()
+    us = enter()
+    before = descriptors()
+
+    def refused(locks: RecordLocks, number: int, length: int = 1) -> int:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordLocks, "take", refused)
+        us.sweep()
+    assert descriptors() == before
+    assert {entry.name for entry in path.parent.iterdir()} == {"7-a1", "8-a1"}
 
 
 # Where
 
 
-def test_a_base_has_to_be_a_directory(tmp_path: Path) -> None:
+def test_a_base_has_to_be_a_directory(short_base: Path) -> None:
     """A sentence that says what to make."""
-    check_base(tmp_path)
-    (tmp_path / "file").touch()
-    for missing in (tmp_path / "none", tmp_path / "file"):
+    check_base(short_base)
+    (short_base / "file").touch()
+    for missing in (short_base / "none", short_base / "file"):
         with pytest.raises(ConfigError) as caught:
             check_base(missing)
         message = str(caught.value)
         assert message == f"CHATSTREAM_BUS: {str(missing)!r} is not a directory. Please make it."
 
 
+LONGEST_NAMES = ("4294967295", "0123456799")
+"""A socket's inode is a number of 32 bits; an app's name is eight digits and a count."""
+
+
 @pytest.fixture
-def longest_base() -> Iterator[Path]:
+def longest_base(short_base: Path) -> Path:
     """A base as long as one may be."""
-    below = len(str(service_directory(Path("x"), "4294967295-2") / "4194304")) - 1
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="é") as folder:
-        base = Path(folder) / ("x" * (LONGEST - below - len(os.fsencode(folder)) - 1))
-        base.mkdir()
-        yield base
+    below = len(str(service_directory(Path("x"), *LONGEST_NAMES) / "4194304")) - 1
+    base = short_base / ("x" * (LONGEST - below - len(os.fsencode(short_base)) - 1))
+    base.mkdir()
+    return base
 
 
 def test_a_base_may_be_so_long(longest_base: Path) -> None:
@@ -412,12 +593,12 @@ def test_a_base_may_be_so_long(longest_base: Path) -> None:
 
 def test_the_kernel_agrees(longest_base: Path) -> None:
     """Below the longest base a socket can be bound, for the longest pid of the longest service."""
-    path = service_directory(longest_base, "4294967295-2") / "4194304"
+    path = service_directory(longest_base, *LONGEST_NAMES) / "4194304"
     path.parent.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.bind(str(path))
     with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock,
         pytest.raises(OSError, match="too long"),
     ):
         sock.bind(f"{path}x")

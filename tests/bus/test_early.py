@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +46,35 @@ def links(folder: Path) -> list[Path]:
 
 
 def test_nothing_is_remembered_at_first(early: EarlyCancels, folder: Path) -> None:
-    """No cancel, and no folder before the first one."""
+    """There is a folder, for nobody else to look into, and no cancel in it."""
     assert early.pop(NAME) is False
     early.remove(NAME)
     early.sweep()
+    assert list(folder.iterdir()) == []
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_the_second_process_finds_the_folder(early: EarlyCancels, folder: Path) -> None:
+    """It is made once, and what is in it stays."""
+    early.add(NAME)
+    assert EarlyCancels(folder).pop(NAME) is True
+
+
+def test_the_folder_has_its_place(folder: Path) -> None:
+    """The service's directory is there before: here is no place to make it."""
+    with pytest.raises(FileNotFoundError):
+        EarlyCancels(folder / "none" / "early")
     assert not folder.exists()
+
+
+def test_nobody_else_looks_into_an_owners_folder(early: EarlyCancels, folder: Path) -> None:
+    """0700, whatever the umask."""
+    before = os.umask(0)
+    try:
+        early.add(NAME)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(owner.stat().st_mode) for owner in folder.iterdir()} == {0o700}
 
 
 def test_a_cancel_is_remembered_once(early: EarlyCancels) -> None:
@@ -233,6 +260,33 @@ def test_an_owner_sweeps_its_own(
     assert len(links(folder)) == REMEMBER
 
 
+def test_adding_sweeps_from_time_to_time(
+    early: EarlyCancels, folder: Path, pass_time: Callable[[float], None]
+) -> None:
+    """What many owners left does not wait for the next worker's start or their next cancel."""
+    for n in range(5):
+        early.add(Name(f"owner-{n}", "s", "t"))
+    pass_time(REMEMBER - 0.1)
+    early.add(NAME)
+    assert len(links(folder)) == 5 + 1
+    pass_time(0.2)
+    early.add(Name("you", "s", "t"))
+    assert len(links(folder)) == 2
+    assert len(list(folder.iterdir())) == 2
+    assert early.pop(NAME) is True
+    assert early.pop(Name("you", "s", "t")) is True
+
+
+def test_what_is_removed_underneath_is_an_error(early: EarlyCancels, folder: Path) -> None:
+    """A cancel that cannot be kept is not taken for kept; where there is none, none is found."""
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError):
+        early.add(NAME)
+    assert early.pop(NAME) is False
+    early.remove(NAME)
+    early.sweep()
+
+
 # At once
 
 
@@ -280,6 +334,7 @@ def test_of_many_that_add_all_are_remembered(folder: Path) -> None:
 
 def test_a_sweep_takes_nothing_that_is_being_added(folder: Path) -> None:
     """Workers that start sweep, and take a folder away that another is about to use."""
+    here, there = EarlyCancels(folder), EarlyCancels(folder)
     errors: list[BaseException] = []
     lost: list[int] = []
     done = threading.Event()
@@ -288,8 +343,8 @@ def test_a_sweep_takes_nothing_that_is_being_added(folder: Path) -> None:
         try:
             for n in range(300):
                 name = Name(f"owner-{n}", "s", "t")
-                EarlyCancels(folder).add(name)
-                if not EarlyCancels(folder).pop(name):
+                here.add(name)
+                if not here.pop(name):
                     lost.append(n)
         except BaseException as error:
             errors.append(error)
@@ -298,8 +353,8 @@ def test_a_sweep_takes_nothing_that_is_being_added(folder: Path) -> None:
 
     def sweep() -> None:
         try:
-            while not done.wait(0.001):
-                EarlyCancels(folder).sweep()
+            while not done.wait(0.005):
+                there.sweep()
         except BaseException as error:
             errors.append(error)
 

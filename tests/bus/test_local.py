@@ -98,11 +98,21 @@ def test_a_cancel_of_a_live_stream_is_not_remembered(bus: LocalBus, process: Pro
 
 
 def test_a_stream_that_begins_in_the_middle_of_its_cancel_is_stopped() -> None:
-    """Claimed after the first look and before the memory was there: looked for once more."""
-    answers = [Answer.ABSENT, Answer.STOPPED]
-    bus = LocalBus(lambda request: answers.pop(0))
+    """Claimed after the first look: looked for once more, and nothing is left for the next."""
+    looks: list[Request] = []
+
+    def receive(request: Request) -> Answer:
+        looks.append(request)
+        if len(looks) == 2:
+            return Answer.STOPPED
+        assert bus.claim(claim, reject=False) is False
+        return Answer.ABSENT
+
+    claim = Claim(Name("", "s", "t"), 1)
+    bus = LocalBus(receive)
     assert bus.cancel("", "s", "t") is True
-    assert answers == []
+    assert len(looks) == 2
+    bus.release(claim)
     assert born_cancelled(bus, "s", "t") is False
 
 
@@ -275,6 +285,35 @@ def test_a_stream_that_has_been_is_known_for_thirty_seconds(
     assert born_cancelled(bus, "s", "t") is True
 
 
+def test_a_cancel_of_a_stream_that_ends_is_late_not_early(bus: LocalBus) -> None:
+    """A stream that is over and not yet released has been: nothing is kept for the next."""
+    claim = Claim(Name("", "s", "t"), 1)
+    bus.claim(claim, reject=False)
+    assert bus.cancel("", "s", "t") is False
+    bus.release(claim)
+    assert born_cancelled(bus, "s", "t") is False
+
+
+def test_a_name_is_claimed_until_its_last_stream_is_released(bus: LocalBus) -> None:
+    """An older stream of the name may be released after the next one was claimed."""
+    old, new = Claim(Name("", "s", "t"), 1), Claim(Name("", "s", "t"), 2)
+    bus.claim(old, reject=False)
+    bus.claim(new, reject=False)
+    bus.release(old)
+    bus._gone.pop(old.name)  # as after its time
+    assert bus.cancel("", "s", "t") is False
+    bus.release(new)
+    assert born_cancelled(bus, "s", "t") is False
+
+
+def test_what_was_claimed_of_another_bus_may_be_released(bus: LocalBus) -> None:
+    """After a stop the process has a new bus, and streams of the old one may still be closed."""
+    claim = Claim(Name("", "s", "t"), 1)
+    bus.release(claim)
+    assert bus.cancel("", "s", "t") is False
+    assert born_cancelled(bus, "s", "t") is False
+
+
 # What is kept
 
 
@@ -292,6 +331,7 @@ def test_owners_do_not_accumulate(
     for recent in (bus._early, bus._gone):
         assert list(recent._names) == ["last"]
         assert len(recent._owners) == 1
+    assert bus._claimed == {}
 
 
 def test_an_owner_that_never_pauses_does_not_accumulate(

@@ -11,7 +11,6 @@ import pytest
 
 from chatstream.bus.record_locks import RecordLocks
 from tests.bus.peer import Peer
-from tests.conftest import eventually
 
 LARGEST = 2**63 - 1
 
@@ -206,45 +205,6 @@ def test_a_child_holds_nothing(path: Path) -> None:
         locks.close()
     finally:
         peer.kill()
-
-
-# Waiting
-
-
-def test_wait_takes_a_free_number(locks: RecordLocks, peer: MakePeer) -> None:
-    """Where nobody has it there is nothing to wait for."""
-    other = peer()
-    locks.wait(5)
-    assert other.do("locks.take(5)") == os.getpid()
-
-
-@pytest.mark.parametrize("way", ["drop", "close"])
-def test_wait_takes_a_number_when_its_holder_lets_go(
-    locks: RecordLocks, peer: MakePeer, way: str
-) -> None:
-    """It waits in the kernel, and has the number as soon as it is free."""
-    other = peer()
-    locks.take(5)
-    other.begin("locks.wait(5)")
-    eventually(other.waits_for_a_lock, "a process that waits")
-    if way == "drop":
-        locks.drop(5)
-        assert other.result() is None
-        assert locks.holder(5) == other.pid
-    else:
-        locks.close()
-        assert other.result() is None
-
-
-def test_wait_takes_a_number_when_its_holder_is_killed(locks: RecordLocks, peer: MakePeer) -> None:
-    """A holder that ended without a word keeps nobody waiting."""
-    holder, waiter = peer(), peer()
-    holder.do("locks.take(5)")
-    waiter.begin("locks.wait(5)")
-    eventually(waiter.waits_for_a_lock, "a process that waits")
-    holder.kill()
-    assert waiter.result() is None
-    assert locks.take(5) == waiter.pid
 
 
 # The file

@@ -29,10 +29,11 @@ def mode(path: Path | str) -> int:
     return stat.S_IMODE(os.lstat(path).st_mode)
 
 
-def datagram_socket(path: Path | str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def listener(path: Path | str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.settimeout(PATIENCE)
     sock.bind(str(path))
+    sock.listen()
     return sock
 
 
@@ -52,7 +53,7 @@ def test_a_directory_that_others_can_enter_is_not_used(service: Service) -> None
     service.directory.parent.mkdir(mode=0o755)
     (one,) = service.join(1)
     (line,) = one.log()
-    assert line.startswith("[bus] unix cannot start: ")
+    assert line.startswith("[bus] unix is away: ")
     assert str(service.directory.parent) in line
     assert one.claim("s", "a") is False
     assert one.cancel("s") is True
@@ -74,33 +75,32 @@ def test_what_a_killed_worker_left_is_swept(service: Service) -> None:
     assert not service.directory.exists()
 
 
-def test_a_removed_directory_breaks_no_stream(service: Service) -> None:
-    """Local stops work, streams start and end, and nothing is said to be stopped that is not."""
+def test_a_removed_directory_is_made_again(service: Service) -> None:
+    """Local stops work; nothing is said of others' streams until all have found each other."""
     one, other = service.join(2)
     one.claim("s", "a")
     other.claim("z", "b")
-    shutil.rmtree(service.directory)
+    shutil.rmtree(service.directory.parent)
     assert one.cancel("s") is True
     one.release("a")
-    assert one.claim("s", "a2") is False
-    with pytest.raises(Unconfirmed):
-        one.cancel("z")
-    assert_live(other, "b")
-    assert other.cancel("z", "b") is True
-    assert one.cancel("unknown") is False
-    assert one.cancel("unknown", "u") is False
-    assert other.claim("unknown", "v") is False
-    assert one.log() == other.log() == []
+    with pytest.raises(BusUnavailable):
+        one.cancel("unknown", "u")
+    eventually(lambda: other.log(), "the other's return")
+    assert one.cancel("z") is True
+    assert other.ending("b") == "cancel"
+    assert one.log() == ["[bus] unix is back; 0 streams are registered"]
+    assert other.log() == ["[bus] unix is back; 1 streams are registered"]
 
 
-def test_workers_that_start_after_the_removal_find_each_other(service: Service) -> None:
-    """An early cancel in an old worker does not keep them from making the directory anew."""
-    (one,) = service.join(1)
-    shutil.rmtree(service.directory.parent)
-    assert one.cancel("unknown", "u") is False
-    new, other = service.join(2)
-    assert new.log() == []
-    new.claim("s", "a")
+def test_a_directory_that_could_not_be_entered_is_tried_again(service: Service) -> None:
+    """When it can be, what lives is registered, and one line says so."""
+    service.directory.parent.mkdir(mode=0o755)
+    one, other = service.join(2)
+    one.claim("s", "a")
+    service.directory.parent.chmod(0o700)
+    eventually(lambda: len(one.log()) == 2, "its way in")
+    assert one.log()[1] == "[bus] unix is back; 1 streams are registered"
+    eventually(lambda: len(other.log()) == 2, "the other's")
     assert other.cancel("s") is True
 
 
@@ -141,7 +141,7 @@ def impostor(service: Service) -> Iterator[tuple[Worker, socket.socket]]:
     one.claim("s", "a")
     one.hang()
     os.unlink(service.address(one))
-    with contextlib.closing(datagram_socket(service.address(one))) as sock:
+    with contextlib.closing(listener(service.address(one))) as sock:
         yield other, sock
 
 
@@ -161,8 +161,10 @@ def test_a_reply_of_another_format_confirms_nothing(
     """A worker of another release, say: it is not known what it did."""
     other, sock = impostor
     cancel = other.begin_cancel("s")
-    data, sender = sock.recvfrom(65536)
-    sock.sendto(reply, sender)
+    connection, _ = sock.accept()
+    with connection:
+        data = connection.recv(65536)
+        connection.send(reply)
     with pytest.raises(Unconfirmed):
         cancel.result()
     request = decode(data)
@@ -184,7 +186,7 @@ def test_other_workers_are_not_asked(service: Service) -> None:
         crowd = []
         for pid in range(4_190_000, 4_190_032):  # none that is running
             assert locks.take(pid) == 0
-            crowd.append(datagram_socket(service.directory / str(pid)))
+            crowd.append(listener(service.directory / str(pid)))
             stack.callback(crowd[-1].close)
         for number in range(20):
             one.claim(f"s{number}", f"a{number}")
@@ -194,7 +196,7 @@ def test_other_workers_are_not_asked(service: Service) -> None:
         for sock in crowd:
             sock.setblocking(False)
             with pytest.raises(BlockingIOError):
-                sock.recv(1)
+                sock.accept()
     assert one.received() == ["cancel"] * 20
     assert other.received() == []
 

@@ -90,8 +90,7 @@ class Worker:
         return self._member.abort(session, stream, owner=owner)
 
     def endings(self) -> dict[str, str]:
-        streams = list(self._streams.items())  # other commands may be adding some
-        return {name: _ending(iterable.stream) for name, iterable in streams}
+        return {name: _ending(iterable.stream) for name, iterable in list(self._streams.items())}
 
     def log(self) -> list[str]:
         return list(self._lines.lines)
@@ -110,7 +109,7 @@ class Worker:
         Path(fifo).read_bytes()
 
     def leave(self) -> None:
-        for iterable in self._streams.values():
+        for iterable in list(self._streams.values()):
             iterable.close()
         self.stop()
 

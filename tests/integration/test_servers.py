@@ -221,7 +221,7 @@ def test_there_are_as_many_workers_as_cores(log_file: Path, provider: Provider) 
 
 def test_workers_without_a_bus_are_warned_of(log_file: Path, provider: Provider) -> None:
     """CHATSTREAM_BUS=local is for one worker; each of more says so, at its first stream."""
-    warning = "More than one worker and CHATSTREAM_BUS=local"
+    warning = "More than one worker, and the bus is local"
     with serving(log_file, provider, WEB_CONCURRENCY="2", CHATSTREAM_BUS="local") as rig:
         assert warning not in rig.server.log()
         for _ in range(2):

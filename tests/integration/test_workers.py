@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from chatstream.bus.base import digest
 from chatstream.bus.directory import default_base, service_directory
 from tests.conftest import eventually
 from tests.integration.client import Client
@@ -115,9 +116,13 @@ def owner_of(fleet: Fleet, session: str) -> int:
     return int(line.partition("[")[2].partition("]")[0])
 
 
+APP = digest("tests.integration.app", "/api/chat")[:8] + "1"
+"""What the bus calls the app of these tests: it has no other of that name."""
+
+
 def service_of(server: Server) -> Path:
     """The directory in which the workers of a server meet when none is set."""
-    return service_directory(default_base(), str(server.listener))
+    return service_directory(default_base(), str(server.listener), APP)
 
 
 # Stops
@@ -396,19 +401,19 @@ def test_a_worker_that_is_killed_while_it_is_asked(fleet: Fleet, session: str) -
     canceller, asker = fleet.client_of(cancelling), fleet.client_of(asking)
     with ThreadPoolExecutor(1) as pool:
         with hanging(owner):
-            before = questions()
             path = f"/api/chat/cancel/{session}"
             cancelled = pool.submit(lambda: canceller.ask("POST", path)[0])
             asker.post(f"{session}.other", stream, simulate={"id": stream, **SCENES["silent"]})
-            eventually(lambda: questions() >= before + 2, "its being asked")
+            eventually(lambda: questions(owner) == 2, "its being asked")
             os.kill(owner, signal.SIGKILL)
         assert (cancelled.result(), asker.head()[0]) == (404, 200)
     eventually(lambda: len(set(fleet.server.workers) - {owner}) == 4, "a new worker")
 
 
-def questions() -> int:
-    """How many sockets wait for a worker's answer: they have names of the kernel's choice."""
-    return len(re.findall(r" @[0-9a-f]{5}$", Path("/proc/net/unix").read_text(), re.MULTILINE))
+def questions(worker: int) -> int:
+    """How many connections wait at a worker's socket; in the kernel's list they have its name."""
+    sockets = Path("/proc/net/unix").read_text()
+    return len(re.findall(rf"/{APP}/{worker}$|-{APP}/{worker}$", sockets, re.MULTILINE)) - 1
 
 
 def test_a_session_of_a_worker_that_hangs_can_be_asked_again(fleet: Fleet, session: str) -> None:
@@ -545,7 +550,7 @@ def test_two_gunicorns_with_one_directory_are_one_service(tmp_path: Path) -> Non
             begin(b, "twice", "twice.2")
             assert "aborted by superseded" in a.server.ending_of("twice")
             assert_cancel_stops(a, "twice", name="twice.2")
-            inside = service_directory(base, "service")
+            inside = service_directory(base, "service", APP)
             sockets = {entry.name for entry in inside.iterdir() if entry.is_socket()}
             assert sockets == {str(a.server.worker), str(b.server.worker)}
             begin(a, "at-the-end")
