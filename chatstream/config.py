@@ -57,7 +57,11 @@ def _bus(value: Any) -> str:
     if scheme in ("redis", "rediss") and separator:
         try:
             parts = urlsplit(text)
-            good = bool(parts.hostname) and parts.port != 0 and "," not in parts.netloc
+            good = (
+                bool(parts.hostname)
+                and parts.port != 0
+                and "," not in parts.netloc.rpartition("@")[2]
+            )
             good = good and re.fullmatch(r"(/[0-9]*)?", parts.path) is not None
         except ValueError:
             good = False

@@ -210,7 +210,7 @@ def decode(data: bytes) -> Request | Reply:
         Malformed: It is none.
     """
     try:
-        fields = json.loads(data)
+        fields = json.loads(data, parse_constant=_no_constant)
         if fields["chatstream"] != _FORMAT:
             raise Malformed("another format")
         return _reply(fields) if "answer" in fields else _request(fields)
@@ -218,6 +218,10 @@ def decode(data: bytes) -> Request | Reply:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Malformed(type(error).__name__) from None
+
+
+def _no_constant(name: str) -> None:
+    raise Malformed(f"{name} is not JSON")
 
 
 def _reply(fields: dict[str, Any]) -> Reply:

@@ -21,6 +21,7 @@ import signal
 import stat
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -38,6 +39,9 @@ NAMES = 16
 """Files for names: the kernel looks through a file's locks one by one."""
 
 _ALL = 2**63 - 1
+_REMOVED = "removed-"
+
+_AGAIN = 0.005  # seconds between two attempts to enter
 
 _ENTER = 1.0
 """Seconds that entering may take; another worker's sweep is in the way for less."""
@@ -102,14 +106,16 @@ class Directory:
         """
         self.path = path
         deadline = monotonic() + _ENTER
-        while True:
+        while path.parent.parent.is_dir():
             # FileNotFoundError: the last worker has just removed it.
             with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as files:
                 self._enter(files, deadline)
                 self._files = files.pop_all()
                 return
             if monotonic() > deadline:
-                raise FileNotFoundError(f"{path.parent.parent} is not there, or goes away again")
+                break
+            time.sleep(_AGAIN)
+        raise FileNotFoundError(f"{path.parent.parent} is not there, or what is in it goes away")
 
     def socket_of(self, pid: int) -> str:
         """The address of a worker."""
@@ -123,8 +129,10 @@ class Directory:
         """Removes what workers and services that were killed have left."""
         for pid in _pids(self.path):
             if pid != os.getpid() and self.locks.take(pid) == 0:
-                (self.path / str(pid)).unlink(missing_ok=True)
-                self.locks.drop(pid)
+                try:
+                    (self.path / str(pid)).unlink(missing_ok=True)
+                finally:
+                    self.locks.drop(pid)
         # Not those of our own service: other apps of this very process may be in them, and to
         # close their files would drop their locks.
         service = self.path.name.partition("-")[0]
@@ -162,7 +170,7 @@ def _take(locks: RecordLocks, number: int, deadline: float) -> None:
     while locks.take(number):
         if monotonic() > deadline:
             raise OSError(errno.EBUSY, f"another process has the number of pid {number}")
-        time.sleep(0.005)
+        time.sleep(_AGAIN)
 
 
 def _check_pids(note: Path) -> None:
@@ -194,6 +202,8 @@ def _pids(path: Path) -> Iterator[int]:
 
 def _remove_abandoned(path: Path) -> None:
     """Removes a service's directory if no process of it lives."""
+    if path.name.startswith(_REMOVED):  # by one that was killed before it was done
+        shutil.rmtree(path, ignore_errors=True)
     if path.is_symlink() or not (path / "locks").is_file():
         return
     with contextlib.suppress(OSError), contextlib.closing(RecordLocks(path / "locks")) as locks:
@@ -204,7 +214,7 @@ def _remove_if_last(path: Path, locks: RecordLocks) -> None:
     # Whoever holds all numbers is alone: a worker enters by taking its pid's.
     if locks.take(0, _ALL) == 0 and locks.is_the_file():
         # Away in one step: nobody may enter what is half removed.
-        remains = path.with_name(f"removed-{os.getpid()}-{path.name}")
+        remains = path.with_name(f"{_REMOVED}{uuid.uuid4().hex}")
         with contextlib.suppress(OSError):
             path.rename(remains)
             shutil.rmtree(remains, ignore_errors=True)

@@ -8,7 +8,7 @@ from time import monotonic
 
 from chatstream.bus.base import REMEMBER, REMEMBER_PER_OWNER, Name, digest
 
-_TRIES = 3
+_TRIES = 20
 
 
 class EarlyCancels:
@@ -28,15 +28,23 @@ class EarlyCancels:
         self._swept = 0.0
 
     def add(self, name: Name) -> None:
-        """Remembers a cancel. The owner's oldest goes where there would be too many."""
+        """Remembers a cancel. The owner's oldest goes where there would be too many.
+
+        Raises:
+            OSError: It cannot be remembered.
+        """
         link = self._link(name)
         link.unlink(missing_ok=True)
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             link.parent.mkdir(mode=0o700, exist_ok=True)
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
+            try:
                 link.symlink_to(f"{monotonic() + REMEMBER:.6f}")
-            if link.is_symlink():
-                break  # else a sweep took the folder away
+                break
+            except FileExistsError:
+                break  # somebody cancels it too
+            except FileNotFoundError:  # a sweep took the folder away
+                if attempt + 1 == _TRIES:
+                    raise
         self._tidy(link.parent)
         if monotonic() > self._swept + REMEMBER:
             self.sweep()

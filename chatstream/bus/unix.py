@@ -217,8 +217,9 @@ class UnixBus(Bus):
         if not self._joining.acquire(False):
             return  # another thread is at it
         try:
-            self._rejoin_at = monotonic() + _REJOIN
             seat = Seat(self._path, self._loop, self._answer)
+            if self._seat is not None:
+                self._settled_at = monotonic() + 3 * _REJOIN
             with self._lock:
                 old, self._seat = self._seat, seat
                 self._held, self._gone = {}, {}
@@ -236,10 +237,10 @@ class UnixBus(Bus):
                 )
             raise
         finally:
+            self._rejoin_at = monotonic() + _REJOIN
             self._joining.release()
         if old is not None:
             old.leave()
-            self._settled_at = monotonic() + 3 * _REJOIN
         if old is not None or self._away:
             self._away = False
             self._log(f"[bus] unix is back; {len(self._claims)} streams are registered")

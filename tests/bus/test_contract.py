@@ -468,11 +468,12 @@ def test_a_hanging_workers_session_is_stopped_where_it_goes_on(
 
 def test_a_hanging_workers_session_is_refused_with_reject(shared: Service) -> None:
     """Its stream may be live, so that is what it counts as."""
-    one, other = shared.join(2, reject=True, patience=0.3)
+    one, other = shared.join(2, reject=True)
     one.claim("s", "a1")
     one.hang()
-    assert_conflict(other.begin_claim("s", "a2"), "session")
-    assert_conflict(other.begin_claim("z", "a1"), "streamId")
+    of_session, of_stream = other.begin_claim("s", "a2"), other.begin_claim("z", "a1")
+    assert_conflict(of_session, "session")
+    assert_conflict(of_stream, "streamId")
     one.wake()
     assert other.cancel("s") is True
     assert one.ending("a1") == "cancel"

@@ -274,6 +274,40 @@ def test_one_that_is_not_the_last_takes_its_own_away(
     assert not path.exists()
 
 
+def test_of_two_that_leave_at_once_one_is_the_last(
+    path: Path, enter: Enter, peer: MakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first finds the other one in, the other leaves before it is out: nothing stays behind."""
+    other, us = worker(peer), enter()
+
+    def remove_if_last(where: Path, locks: RecordLocks) -> None:
+        real(where, locks)
+        assert path.exists()
+        other.do("d.leave()")
+
+    real = directory._remove_if_last
+    monkeypatch.setattr(directory, "_remove_if_last", remove_if_last)
+    us.leave()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_who_leaves_last_removes_no_new_one(
+    path: Path, enter: Enter, peer: MakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one was the last, and a third has entered since: that one's directory stays."""
+    other, third, us = worker(peer), peer(), enter()
+
+    def remove_if_last(where: Path, locks: RecordLocks) -> None:
+        other.do("d.leave()")
+        third.do("d = Directory(path)")
+        real(where, locks)
+
+    real = directory._remove_if_last
+    monkeypatch.setattr(directory, "_remove_if_last", remove_if_last)
+    us.leave()
+    assert third.do("d.is_there()") is True
+
+
 def test_a_worker_that_hangs_is_in_it(path: Path, enter: Enter, peer: MakePeer) -> None:
     """Stopped is not gone: nothing is removed under its feet."""
     other = worker(peer)

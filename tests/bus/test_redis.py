@@ -37,6 +37,12 @@ def own(services: Services, redis_server: RedisServer) -> Service:
     return services.make("redis", redis_server)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class OtherServer(RedisServer):
     """A server that is not started as `RedisServer` does it. `{port}` stands for its port."""
 
@@ -45,12 +51,18 @@ class OtherServer(RedisServer):
         super().__init__(folder)
 
     def start(self) -> None:
+        while self.port > 50_000:  # a Cluster's server has another one, 10,000 above
+            self.port = free_port()
         command = [word.format(port=self.port) for word in self._command]
         with (self._folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
-        eventually(self._answers, command[0])
+        try:
+            eventually(self._answers, command[0])
+        except BaseException:
+            self.stop()
+            raise
 
 
 @pytest.fixture
@@ -519,9 +531,7 @@ def test_tls(services: Services, tmp_path: Path) -> None:
     foreign.cert_pem.write_to_path(tmp_path / "foreign.pem")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--tls-port", str(port), "--tls-auth-clients", "no"]
     for option, name in (("cert", "cert"), ("key", "key"), ("ca-cert", "authority")):
         options += [f"--tls-{option}-file", str(tmp_path / f"{name}.pem")]

@@ -90,7 +90,8 @@ class Worker:
         return self._member.abort(session, stream, owner=owner)
 
     def endings(self) -> dict[str, str]:
-        return {name: _ending(iterable.stream) for name, iterable in list(self._streams.items())}
+        streams = list(self._streams.items())  # other commands may be adding some
+        return {name: _ending(iterable.stream) for name, iterable in streams}
 
     def log(self) -> list[str]:
         return list(self._lines.lines)
@@ -109,7 +110,7 @@ class Worker:
         Path(fifo).read_bytes()
 
     def leave(self) -> None:
-        for iterable in list(self._streams.values()):
+        for iterable in self._streams.values():
             iterable.close()
         self.stop()
 
