@@ -464,10 +464,8 @@ def listeners(hosts: Hosts) -> dict[str, int]:
 def entries(hosts: Hosts) -> set[str]:
     """The keys of live streams."""
     with contextlib.closing(hosts.redis.client(decode_responses=True)) as client:
-        found = client.keys("*:session:*") + [
-            key for key in client.keys("*:stream:*") if client.get(key)
-        ]
-    return set(found)
+        found = {key: client.get(key) or "gone" for key in client.keys("*:s[et]*:*")}
+    return {key for key, value in found.items() if not value.startswith("gone")}
 
 
 def test_a_long_silence_changes_nothing(pairs: Pairs, session: str) -> None:
