@@ -153,6 +153,7 @@ class RedisBus(Bus):
         self._refresh_script = self._commands.register_script(scripts.REFRESH)
         self._release_script = self._commands.register_script(scripts.RELEASE)
         self._find_script = self._commands.register_script(scripts.FIND)
+        self._put_back_script = self._commands.register_script(scripts.PUT_BACK)
         self._since_script = self._commands.register_script(scripts.SINCE)
         self._lock = threading.Lock()  # guards the four below
         self._claims: dict[Claim, bytes] = {}  # what has to be in Redis, and what is in its way
@@ -251,7 +252,7 @@ class RedisBus(Bus):
             more = [_ms(self._ttl), digest(*claim.name), int(reject), *over.values()]
             found, value, early = (*self._claim_script(keys, [*values, *more]), None)[:3]
             if found == b"claimed":
-                if value:
+                if value and (self._is_live(claim) or not self._put_back(claim, value)):
                     self._supersede(claim.name, value)
                 return bool(early)
             what = found.decode()
@@ -267,6 +268,17 @@ class RedisBus(Bus):
             return self._ask(_worker_of(value), probe, monotonic() + PATIENCE) is Answer.LIVE
         except Unconfirmed:
             return True
+
+    def _put_back(self, claim: Claim, value: bytes) -> bool:
+        """Gives the session back to whom a stream took it that had ended before it could.
+
+        A newer stream of this process may have ended it, and been superseded by that one since.
+
+        Returns:
+            Whether it was; not when a third stream has the session by now.
+        """
+        keys, values = self._keys_and_values(claim)
+        return bool(self._put_back_script(keys[:1], [values[0], value, _ms(self._ttl)]))
 
     def _supersede(self, name: Name, value: bytes) -> None:
         request = Request(Action.SUPERSEDE, name.owner, name.session_id, _name(value))

@@ -63,6 +63,14 @@ return {early(KEYS[3], ARGV[4]), of_session == 'other' and session or ''}
 """
 )
 
+PUT_BACK = """
+-- KEYS session
+-- ARGV session-value value-before ttl
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+
 RELEASE = """
 -- KEYS session stream early
 -- ARGV session-value stream-value remember name gone-value

@@ -47,7 +47,7 @@ class Pending:
         return float(self._wait()["seconds"])
 
     def result(self) -> Any:
-        """What it returned; raises what it raised, where that is one of chatstream's errors."""
+        """What it returned. Raises what it raised; RuntimeError for what no bus raises."""
         answer = self._wait()
         if "error" in answer:
             raise _error(answer["error"])
@@ -59,11 +59,11 @@ class Pending:
 
 
 def _error(what: dict[str, Any]) -> Exception:
-    known = getattr(errors, what["class"], None)
-    if known in (errors.Unconfirmed, errors.BusUnavailable):
-        return known()  # type: ignore[no-any-return]
-    if known is not None:
-        return known(what["message"], code=what["code"], status=what["status"])  # type: ignore[no-any-return]
+    if what["class"] == "Refused":
+        return errors.Refused(what["message"], code=what["code"], status=what["status"])
+    known = {"Unconfirmed": errors.Unconfirmed, "BusUnavailable": errors.BusUnavailable}
+    if what["class"] in known:
+        return known[what["class"]]()
     return RuntimeError(f"{what['class']}: {what['message']}")
 
 
