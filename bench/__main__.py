@@ -83,6 +83,11 @@ def _table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
+def _without_paths(words: list[str]) -> list[str]:
+    """The command line as it can be typed anywhere."""
+    return [word for word in words if "/" not in word and word != "--out"]
+
+
 def _conditions(busy: list[float]) -> str:
     packages = ("flask", "requests", "urllib3", "gunicorn", "gevent")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
@@ -96,7 +101,7 @@ def _conditions(busy: list[float]) -> str:
     ).stdout.strip()
     facts = {
         "Date": datetime.datetime.now().astimezone().isoformat(" ", "minutes"),
-        "Command": " ".join(["python -m bench", *sys.argv[1:]]),
+        "Command": " ".join(["python -m bench", *_without_paths(sys.argv[1:])]),
         "Machine": f"{model or platform.machine()}, {cores} cores, Linux {platform.release()}",
         "Load average": f"{busy[0]:.1f} before, {busy[1]:.1f} after (the benchmark's own included)",
         "Code": f"{code or 'unknown'}, as it was at the end",

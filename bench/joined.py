@@ -9,7 +9,7 @@ import os
 import sys
 
 from chatstream.bus import create
-from chatstream.bus.base import Answer, Bus, Claim, Name, Request
+from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
 from chatstream.config import Settings
 from chatstream.loop import Loop
 
@@ -17,15 +17,15 @@ STREAMS = 25
 """Streams of each worker."""
 
 
-def absent(request: Request) -> Answer:
-    """What a worker without streams says."""
-    return Answer.ABSENT
+def answer(request: Request) -> Answer:
+    """What a worker says whose streams live, and are never asked to stop."""
+    return Answer.LIVE if request.action is Action.PROBE else Answer.ABSENT
 
 
 def join(url: str) -> tuple[Bus, Loop]:
     """A worker's bus, started."""
     loop = Loop()
-    bus = create(Settings(bus=url), absent, loop)
+    bus = create(Settings(bus=url), answer, loop)
     bus.start()
     return bus, loop
 
