@@ -91,6 +91,8 @@ def ending(process: subprocess.Popen[str]):  # type: ignore[no-untyped-def]
     try:
         yield
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # it is ending already
+            signal.signal(number, signal.SIG_IGN)
         process.send_signal(signal.SIGTERM)
         process.wait(40)
 
