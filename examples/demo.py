@@ -99,4 +99,5 @@ def ending(process: subprocess.Popen[str]):  # type: ignore[no-untyped-def]
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    main()
+    with contextlib.suppress(KeyboardInterrupt):  # before it has begun
+        main()
