@@ -268,6 +268,45 @@ def test_a_server_that_comes_back_empty_learns_what_lives(
     assert one.cancel("y", "c2") is True
 
 
+def test_streams_of_a_session_that_could_not_know_of_each_other(
+    own: Service, redis_server: RedisServer
+) -> None:
+    """Both began while the server was away: when it is back one is superseded, the other found."""
+    one, other = own.join(2)
+    redis_server.stop()
+    for member in (one, other):
+        assert_stays_away(member)
+    one.claim("s", "a")
+    other.claim("s", "b")
+    redis_server.start()
+    assert_is_back(one, other)
+
+    def endings() -> dict[str, str]:
+        return {**one.endings(), **other.endings()}
+
+    eventually(lambda: sorted(endings().values()) == ["live", "superseded"], "one that lives")
+    (live,) = [name for name, how in endings().items() if how == "live"]
+    assert {"a": other, "b": one}[live].cancel("s") is True
+    assert endings()[live] == "cancel"
+
+
+def test_a_sessions_entry_of_a_dead_worker_gives_way(
+    services: Services, redis_server: RedisServer
+) -> None:
+    """A stream that began while the server was paused takes the place of what cannot answer."""
+    dead, one, other = services.make("redis", redis_server, bus_ttl=9.0).join(3)
+    dead.claim("s", "a")
+    dead.kill()
+    redis_server.process.send_signal(signal.SIGSTOP)
+    for member in (one, other):
+        assert_stays_away(member)
+    one.claim("s", "b")
+    redis_server.process.send_signal(signal.SIGCONT)
+    assert_is_back(one, other)
+    eventually(lambda: outcomes([other.begin_cancel("s")]) == [True], "the new stream's stop", 8)
+    assert one.ending("b") == "cancel"
+
+
 def test_a_server_that_comes_back_with_another_clock(
     own: Service, redis_server: RedisServer
 ) -> None:
