@@ -446,8 +446,10 @@ class RedisBus(Bus):
     def _reconnect(self) -> None:
         """New connections next time: a server that became a replica is found again by its name."""
         with contextlib.suppress(Exception):
-            self._commands.connection_pool.reset()
             self._mailbox.connection_pool.disconnect()
+            # Those that wait in the pool; the pool's own method takes others' commands along.
+            for connection in filter(None, list(self._commands.connection_pool.pool.queue)):
+                connection.disconnect()
 
     def _leave(self) -> None:
         with contextlib.suppress(*_FAULTS):
