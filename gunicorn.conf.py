@@ -1,6 +1,6 @@
 """Server settings and hooks. CHATSTREAM_* is read from the environment; see README.md.
 
-chatstream is not imported here: this file is read before gevent patches the standard library.
+No app is imported here: this file is read before gevent patches the standard library.
 """
 
 import os
@@ -15,13 +15,18 @@ def _count(key, default):
 
 
 bind = os.environ.get("CHATSTREAM_BIND") or "127.0.0.1:8000"
-worker_class = os.environ.get("CHATSTREAM_WORKER_CLASS") or "gthread"
-if worker_class not in ("gthread", "gevent"):
-    raise SystemExit(f"CHATSTREAM_WORKER_CLASS must be gthread or gevent, not {worker_class!r}.")
+_workers = {
+    "gthread": "chatstream.workers.gthread.ThreadWorker",
+    "gevent": "chatstream.workers.gevent.GeventWorker",
+}
+_worker = os.environ.get("CHATSTREAM_WORKER_CLASS") or "gthread"
+if _worker not in _workers:
+    raise SystemExit(f"CHATSTREAM_WORKER_CLASS must be gthread or gevent, not {_worker!r}.")
+worker_class = _workers[_worker]
 workers = _count("WEB_CONCURRENCY", len(os.sched_getaffinity(0)))
 threads = _count("CHATSTREAM_THREADS", 64)
 worker_connections = max(1000, 2 * threads)
-keepalive = 5
+keepalive = 5  # that it is not 0 counts: CHATSTREAM_KEEPALIVE_TIMEOUT says how long
 graceful_timeout = 30
 
 # A stream takes four descriptors, five while its provider is being called.
@@ -35,10 +40,11 @@ def on_starting(server):
     From `server.cfg`, since the command line may have changed what stands above.
     """
     cfg = server.cfg
+    names = {name: kind for kind, name in _workers.items()}  # or gunicorn's own, by --worker-class
     slots = {
         "gthread": cfg.threads - max(4, cfg.threads // 8),
         "gevent": cfg.worker_connections - 32,
-    }.get(cfg.worker_class_str, 1)
+    }.get(names.get(cfg.worker_class_str, cfg.worker_class_str), 1)
     if slots < 1:
         raise SystemExit("CHATSTREAM_THREADS must be at least 5: four stay free for cancels.")
     os.environ.setdefault("CHATSTREAM_MAX_STREAMS", str(slots))

@@ -1,19 +1,30 @@
-"""chatstream: relays an LLM provider's answer to the browser as Server-Sent Events, and stops."""
+"""chatstream: relays an LLM provider's answer to the browser as Server-Sent Events, and stops.
 
-from chatstream.errors import (
-    BusUnavailable,
-    Busy,
-    ChatStreamError,
-    ConfigError,
-    Refused,
-    StreamAborted,
-    StreamError,
-    Unconfirmed,
-    UpstreamError,
-)
-from chatstream.extension import ChatStream, Service
-from chatstream.outcome import Cause, Kind, Outcome, Phase
-from chatstream.stream import Stream, StreamIterable
+The names are fetched when they are first asked for. gunicorn's master imports our workers, and
+nothing else may come with them: what a master has imported, a reload does not renew, and gevent has
+not patched.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chatstream.errors import (
+        BusUnavailable,
+        Busy,
+        ChatStreamError,
+        ConfigError,
+        Refused,
+        StreamAborted,
+        StreamError,
+        Unconfirmed,
+        UpstreamError,
+    )
+    from chatstream.extension import ChatStream, Service
+    from chatstream.outcome import Cause, Kind, Outcome, Phase
+    from chatstream.stream import Stream, StreamIterable
 
 __all__ = [
     "BusUnavailable",
@@ -34,3 +45,18 @@ __all__ = [
     "Unconfirmed",
     "UpstreamError",
 ]
+
+_ROOMS = ("outcome", "errors", "stream", "extension")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'chatstream' has no attribute {name!r}")
+    rooms = (import_module(f"chatstream.{room}") for room in _ROOMS)
+    value = next(getattr(room, name) for room in rooms if hasattr(room, name))
+    globals()[name] = value  # from now on Python finds it by itself
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

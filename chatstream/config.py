@@ -112,6 +112,13 @@ def _seconds(value: Any) -> float:
     return number
 
 
+def _seconds_from_zero(value: Any) -> float:
+    number = _number(value)
+    if not 0 <= number <= 86_400:
+        raise ValueError("a number of seconds from 0 up to a day")
+    return number
+
+
 def _ttl(value: Any) -> float:
     if _number(value) < 3:  # a worker refreshes its entries in turns of one second
         raise ValueError("a number of seconds from 3 on")
@@ -189,6 +196,24 @@ class Settings:
     )
     stream_deadline: float | None = _setting(
         None, _seconds_or_off, "longest a stream may last, seconds; off or 0 for no bound"
+    )
+    send_timeout: float = _setting(
+        30.0, _seconds, "how long a client may take none of the bytes it is sent, seconds"
+    )
+    drain: float = _setting(
+        25.0, _seconds_from_zero, "how long streams may go on in a worker that ends, seconds"
+    )
+    request_timeout: float = _setting(
+        10.0,
+        _seconds,
+        "from a request's first byte to its last, seconds; other routes: of silence in a body"
+        " (our workers)",
+    )
+    headers_timeout: float = _setting(
+        12.0, _seconds, "from a connection to its first request's headers, seconds (our workers)"
+    )
+    keepalive_timeout: float = _setting(
+        5.0, _seconds, "how long a connection waits for its next request, seconds (our workers)"
     )
 
     @classmethod

@@ -2,6 +2,7 @@
 
     ChatStreamError
      ├── ConfigError            a setting is wrong; raised at start-up
+     ├── RequestTimeout         a client does not send the rest of its request; an OSError too
      ├── StreamAborted          we ended it: the stream has a recorded cause
      └── StreamError            a stream that cannot be, or went wrong; has a code and a status
           ├── Refused           the caller's request: 400, 405, 409, 413, 415
@@ -28,6 +29,17 @@ class ChatStreamError(Exception):
 
 class ConfigError(ChatStreamError):
     """A setting has a wrong value. The message names the key and says what to set."""
+
+
+class RequestTimeout(ChatStreamError, ConnectionResetError):
+    """A client did not go on with its request. It has been told: 408.
+
+    Raised where an app reads a body from one of our workers. To gunicorn, and to whoever knows of
+    OSErrors only, it is a connection that was reset.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNRESET, "The client does not go on with its request.")
 
 
 class StreamAborted(ChatStreamError):
@@ -114,6 +126,16 @@ class BusUnavailable(StreamError):
 
 class Ended(StreamError):
     """We ended the stream, and the client is told so (a deadline, a shutdown)."""
+
+
+def shutting_down() -> Ended:
+    """The word for a stream whose worker ends."""
+    return Ended(
+        "The service is restarting. Please ask again.",
+        code="shutting_down",
+        status=503,
+        retry_after="1",
+    )
 
 
 class UpstreamError(StreamError):

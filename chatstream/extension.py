@@ -16,11 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from chatstream import bus, cli, native, views
+from chatstream import bus, cli, native, server, views
 from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request, digest
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
-from chatstream.errors import BusUnavailable, Busy, StreamAborted, StreamError, UpstreamError
+from chatstream.errors import (
+    BusUnavailable,
+    Busy,
+    RequestTimeout,
+    StreamAborted,
+    StreamError,
+    UpstreamError,
+    shutting_down,
+)
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cause, Kind, Outcome
 from chatstream.registry import Registry
@@ -33,6 +41,12 @@ log = logging.getLogger("chatstream")
 
 UNKNOWN_SERVER_STREAMS = 3
 """Stream slots where CHATSTREAM_MAX_STREAMS is unset and the server's threads are not known."""
+
+STALL_LOOKS = 4
+"""How often in a send timeout the clients are looked at: a stall ends at most a quarter late."""
+
+GRACE = 3.0
+"""Seconds of gunicorn's `graceful_timeout` that are for the clients to take their last bytes."""
 
 Identify = Callable[[], Any]
 """Names the caller of the present request: a str or an int. A response is sent as it is; None is
@@ -66,7 +80,12 @@ class ChatStream:
         """
         settings = Settings.load(app.config, os.environ)
         bus.check(settings)
-        app.extensions["chatstream"] = Service(settings, self._identify, _name_of(app, settings))
+        service = Service(settings, self._identify, _name_of(app, settings))
+        app.extensions["chatstream"] = service
+        server.enrol(service)
+        server.follow_signals()
+        app.before_request(server.notice_end)
+        app.register_error_handler(RequestTimeout, views.timed_out)
         app.register_blueprint(views.blueprint(settings.url_prefix))
         app.cli.add_command(cli.group)
 
@@ -103,6 +122,8 @@ class Service:
         self._upstream: Upstream | None = None
         self._joined = 0  # the process whose bus it is
         self._started = 0  # the process whose upstream it is
+        self._looking = 0  # the process whose clients are looked at
+        self._draining = self._drained = False
         self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
         self._forked = native.allocate_lock()  # guards the one above
 
@@ -126,6 +147,7 @@ class Service:
                 self.settings, self.registry.max_streams, self._loop.call_later
             )
             self._started = os.getpid()
+        server.follow_signals()
         for advice in _advice(self.settings, self._bus, environ or {}):
             log.warning(advice)
 
@@ -152,20 +174,40 @@ class Service:
             self._bus, self._joined = joined, os.getpid()
             atexit.register(self._leave)
 
+    def drain(self, *, at_once: bool = False) -> None:
+        """Has the streams come to an end: what is left when the time is over is aborted.
+
+        The cause is SHUTDOWN; streams that are opened after that are refused. Safe from any thread,
+        also from one of the operating system's own. Idempotent.
+
+        Args:
+            at_once: The time is over now, not in CHATSTREAM_DRAIN seconds (or what gunicorn's
+                `graceful_timeout` leaves of them).
+        """
+        if at_once:
+            self._end_streams()
+        elif not self._draining:
+            self._draining = True
+            try:
+                self._loop.call_later(self._time_to_drain(), self._end_streams)
+            except Busy:  # no clock can be had
+                self._end_streams()
+
     def stop(self) -> None:
         """Aborts every stream (cause SHUTDOWN), closes idle connections, ends the loop's thread.
 
         For tests and for the end of a process; a later `open` starts again.
         """
-        for stream in self.registry.live():
-            stream.abort(Cause.SHUTDOWN)
+        self._end_streams()
         with self._starting():
             upstream, self._upstream, self._started = self._upstream, None, 0
+            self._looking = 0
             joined, self._bus, self._joined = self._bus, LocalBus(self._receive), 0
         joined.close()
         if upstream is not None:
             upstream.close()
         self._loop.stop()
+        self._draining = self._drained = False
         atexit.unregister(self._leave)
 
     def _leave(self) -> None:
@@ -198,19 +240,25 @@ class Service:
             Busy: No slot or descriptor is free.
             Refused: 409, see `Registry.add` and `Bus.claim`.
             Unconfirmed: Streams of this session are in workers that hang.
+            Ended: 503, the worker is to end, and the time for its streams is over.
         """
         self.start(environ)
+        if self._drained:
+            raise shutting_down()
         stream = Stream(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         timer = None
         try:
             if sock := _client_socket(environ or {}):
                 stream.client = self._loop.watch(sock, partial(stream.abort, Cause.CLIENT))
+                self._begin_looking()
             if deadline := self.settings.stream_deadline:
                 timer = self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
             self._enter(stream)
         except BaseException:
             self._let_go(stream, timer)
             raise
+        if self._drained:  # meanwhile
+            stream.abort(Cause.SHUTDOWN)
         log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
         return StreamIterable(
             stream,
@@ -271,6 +319,38 @@ class Service:
             return Answer.ABSENT if request.action is Action.CANCEL else Answer.LIVE
         cause = Cause.CANCEL if request.action is Action.CANCEL else Cause.SUPERSEDED
         return Answer.STOPPED if stream.abort(cause) else Answer.ABSENT
+
+    def _end_streams(self) -> None:
+        self._drained = True  # before the list is made: a stream that is not in it sees this
+        for stream in self.registry.live():
+            stream.abort(Cause.SHUTDOWN)
+
+    def _time_to_drain(self) -> float:
+        """Seconds that streams may go on."""
+        worker = server.gunicorn_worker()
+        if worker is None:
+            return self.settings.drain
+        graceful: int = worker.cfg.graceful_timeout
+        return max(0.0, min(self.settings.drain, graceful - GRACE))
+
+    def _begin_looking(self) -> None:
+        if self._looking == os.getpid():
+            return
+        with self._starting():
+            if self._looking == os.getpid():
+                return
+            self._looking = os.getpid()
+        self._look_at_clients()
+
+    def _look_at_clients(self) -> None:
+        """Ends the streams whose clients take no bytes, also those that have only to be sent."""
+        timeout = self.settings.send_timeout
+        for stream in self.registry.held():
+            client = stream.client
+            if client is not None and client.stalled(timeout):
+                stream.abort(Cause.STALLED)
+                client.shutdown()
+        self._loop.call_later(timeout / STALL_LOOKS, self._look_at_clients)
 
     def _connect(self, payload: bytes, stream: Stream) -> None:
         self.registry.enter(stream)

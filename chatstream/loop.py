@@ -28,6 +28,12 @@ from chatstream.errors import Busy, busy_without_descriptors
 
 _HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
+UNSENT = 64 * 1024
+"""Bytes that may wait in the kernel for a client beyond what is on its way (tcp(7)).
+
+Else its send buffer grows to megabytes (tcp_wmem), all of it tokens that a stop comes too late for.
+"""
+
 _BYTES_ACKED = 120
 """Offset of tcpi_bytes_acked in struct tcp_info (linux/tcp.h, since Linux 4.1)."""
 
@@ -227,6 +233,8 @@ class Loop:
 class ClientSocket:
     """A second descriptor of a client's socket: watched, and shut down if nothing moves.
 
+    At most `UNSENT` bytes and one write wait in it for a client that does not read.
+
     The server keeps its own; a kept-alive connection lives on after `release`.
     """
 
@@ -239,6 +247,9 @@ class ClientSocket:
         self._lock = native.allocate_lock()  # held around system calls that return at once
         self._timer: Timer | None = None
         self._released = False
+        self._taken, self._taken_at = 0, 0.0  # when the peer was last seen to take bytes
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
 
     def expect_end(self, patience: float) -> None:
         """From now on the peer must take bytes: none for `patience` seconds shuts the socket down.
@@ -250,6 +261,26 @@ class ClientSocket:
                 return
             check = partial(self._check, patience, _taken(self._sock))
             self._timer = self._loop.call_later(patience, check)
+
+    def stalled(self, timeout: float) -> bool:
+        """Whether bytes wait for the peer, and in the last `timeout` seconds it took none.
+
+        As far as calls before this one have seen. Safe from any thread.
+        """
+        with self._lock:
+            if self._released:
+                return False
+            taken, now = _taken(self._sock), monotonic()
+            if taken != self._taken or not _send_queue(self._sock):
+                self._taken, self._taken_at = taken, now
+            return now - self._taken_at >= timeout
+
+    def shutdown(self) -> None:
+        """Ends the connection now, both ways: who writes to it is awake. Safe from any thread."""
+        with self._lock:
+            if not self._released:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
 
     def release(self) -> None:
         """Lets go of the socket. Owner only. Idempotent."""

@@ -63,9 +63,14 @@ def runner() -> Callable[[Callable[[], object]], None]:
     return lambda call: loop.run_callback_threadsafe(gevent.spawn, call)
 
 
+def start_bare_thread(target: Callable[[], None]) -> None:
+    """Run `target` in a thread of the operating system. Takes no lock, so signal handlers may."""
+    _original("_thread", "start_new_thread", _thread.start_new_thread)(target, ())
+
+
 def start_thread(target: Callable[[], None], name: str) -> None:
     """Run `target` in a daemon thread of the operating system, named where Python can name it."""
     if patched():
-        _original("_thread", "start_new_thread", _thread.start_new_thread)(target, ())
+        start_bare_thread(target)
     else:
         threading.Thread(target=target, name=name, daemon=True).start()

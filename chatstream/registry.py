@@ -99,5 +99,9 @@ class Registry:
 
     def live(self) -> list[Stream]:
         """Every stream that has not ended."""
+        return [stream for stream in self.held() if not stream.ended]
+
+    def held(self) -> list[Stream]:
+        """Every stream that has a slot: also those that have ended, and whose client has not."""
         with self._lock:
-            return [stream for stream in self._holders if not stream.ended]
+            return list(self._holders)

@@ -24,6 +24,7 @@ from chatstream.errors import (
     StreamError,
     UpstreamError,
     busy_without_descriptors,
+    shutting_down,
 )
 from chatstream.outcome import Cause, Kind, Outcome, Phase
 
@@ -37,9 +38,7 @@ _TOLD = {
     Cause.DEADLINE: Ended(
         "The answer took longer than this service allows.", code="deadline", status=504
     ),
-    Cause.SHUTDOWN: Ended(
-        "The service is restarting. Please ask again.", code="shutting_down", status=503
-    ),
+    Cause.SHUTDOWN: shutting_down(),
 }
 """The causes that a client is told of. It knows of the others: they are its own."""
 
@@ -48,6 +47,8 @@ class Client(Protocol):
     """The client's socket, as the loop watches it."""
 
     def expect_end(self, patience: float) -> None: ...
+    def stalled(self, timeout: float) -> bool: ...
+    def shutdown(self) -> None: ...
     def release(self) -> None: ...
 
 

@@ -16,7 +16,7 @@ from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
-from chatstream.errors import Refused, StreamError
+from chatstream.errors import Refused, RequestTimeout, StreamError
 from chatstream.stream import StreamIterable
 
 if TYPE_CHECKING:
@@ -110,6 +110,11 @@ def cancel(session_id: str = "") -> Any:
     except StreamError as error:
         return _json({"ok": False, "reason": error.code}, error.status)
     return _json({"ok": False, "reason": "not_found"}, 404)
+
+
+def timed_out(error: RequestTimeout) -> Response:
+    """For a host's own routes, where one of our workers gave up on a body."""
+    return Response(status=408)
 
 
 class StreamResponse(Response):
@@ -239,7 +244,7 @@ def _bytes_body(limit: int) -> bytes:
             data = request.stream.read(limit + 1) or request.get_data()
     except RequestEntityTooLarge:  # the app's own MAX_CONTENT_LENGTH
         raise _too_large(limit) from None
-    except HTTPException:
+    except (HTTPException, OSError):  # OSError: the client reset, or did not go on
         raise Refused("The body broke off.", code="bad_json") from None
     if (request.content_length or 0) > limit or len(data) > limit:
         raise _too_large(limit)

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import os
 import shutil
-import signal
 import stat
 import tempfile
 import time
@@ -28,12 +27,10 @@ from time import monotonic
 
 from chatstream.bus.record_locks import RecordLocks
 from chatstream.errors import ConfigError
+from chatstream.server import gunicorn_worker
 
 LONGEST = 107
 """Bytes that the name of a socket may have: sun_path of unix(7), less the NUL at its end."""
-
-_WORKERS_SIGNALS = (signal.SIGABRT, signal.SIGUSR1, signal.SIGQUIT, signal.SIGTERM)
-"""Signals that a gunicorn worker handles; an app may have taken some of them over."""
 
 NAMES = 16
 """Files for names: the kernel looks through a file's locks one by one."""
@@ -53,12 +50,9 @@ def gunicorn_service() -> str | None:
     Workers of one service, and of its generations, share their listening sockets and nothing else:
     a `HUP` gives them new settings, a `USR2` a new master. The socket's inode is the name.
     """
-    # An app has no other way to its worker than the methods that this made its signal handlers.
-    for number in _WORKERS_SIGNALS:
-        worker = getattr(signal.getsignal(number), "__self__", None)
-        for listener in getattr(worker, "sockets", None) or ():
-            with contextlib.suppress(OSError, AttributeError, ValueError):  # closed: it is leaving
-                return str(os.fstat(listener.fileno()).st_ino)
+    for listener in getattr(gunicorn_worker(), "sockets", ()):
+        with contextlib.suppress(OSError, AttributeError, ValueError):  # closed: it is leaving
+            return str(os.fstat(listener.fileno()).st_ino)
     return None
 
 

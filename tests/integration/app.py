@@ -47,6 +47,12 @@ def hello() -> str:
     return "hello" if request.environ["test.connection"] else "no connection was free"
 
 
+@app.post("/upload")
+def upload() -> str:
+    """A host's own route that takes what is longer than a chat: says how much came."""
+    return str(sum(map(len, iter(lambda: request.stream.read(65536), b""))))
+
+
 @app.get("/debug")
 def debug() -> object:
     """What a leak check has to know of this worker."""

@@ -1,0 +1,120 @@
+"""The server around the app: its worker, and the word that it ends.
+
+WSGI tells an app neither. gunicorn has no hook for SIGTERM, and its workers end by themselves after
+`max_requests`; so a worker's signal handlers are taken over, to speak to this process's services
+first, and each request looks whether its worker still is to live.
+"""
+
+from __future__ import annotations
+
+import signal
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any, Protocol
+
+from chatstream import native
+
+_AT_ONCE = {
+    signal.SIGTERM: False,
+    signal.SIGQUIT: True,
+    signal.SIGINT: True,
+    signal.SIGABRT: True,  # the arbiter's, for a worker that hangs
+}
+"""The signals that end a gunicorn worker, and whether its streams end with it or are drained."""
+
+_HANDLED = (signal.SIGUSR1, signal.SIGWINCH, *_AT_ONCE)
+"""The signals that a gunicorn worker handles; an app may have taken some of them over."""
+
+
+class Drains(Protocol):
+    """What has streams in this process: an app's Service."""
+
+    settings: Any
+
+    def drain(self, *, at_once: bool = False) -> None:
+        """Streams come to an end, soon or at once. From any thread, also of the system's own."""
+
+
+_services: weakref.WeakSet[Drains] = weakref.WeakSet()
+
+
+def enrol(service: Drains) -> None:
+    """Has `service` drained when the server ends, for as long as it lives; also in forks."""
+    _services.add(service)
+
+
+def services() -> list[Drains]:
+    """Those that were enrolled."""
+    return list(_services)
+
+
+def gunicorn_worker() -> Any:
+    """The gunicorn worker that this process is; None for another server, or gunicorn's master."""
+    # An app has no other way to its worker than the methods that this made its signal handlers.
+    for number in _HANDLED:
+        worker = getattr(signal.getsignal(number), "__self__", None)
+        if getattr(worker, "sockets", None) is not None:
+            return worker
+    return None
+
+
+def follow_signals() -> bool:
+    """Takes over the signals that end this gunicorn worker; its own handlers come after ours.
+
+    Main thread only: elsewhere, and under another server, it does nothing. Idempotent.
+
+    Returns:
+        Whether they are taken over.
+    """
+    if gunicorn_worker() is None:
+        return False
+    for number, at_once in _AT_ONCE.items():
+        handler = signal.getsignal(number)
+        if not callable(handler) or isinstance(handler, _Handler):
+            continue
+        try:
+            signal.signal(number, _Handler(handler, at_once))
+        except ValueError:  # not the main thread
+            return False
+        if not at_once:  # as gunicorn has it: requests go on, so no system call is interrupted
+            signal.siginterrupt(number, False)
+    return True
+
+
+def post_worker_init(worker: object) -> None:
+    """gunicorn's hook of this name, for a configuration with `preload_app` (see README.md).
+
+        from chatstream.server import post_worker_init
+
+    There the app is made in the master, so it cannot take over a worker's signals.
+    """
+    follow_signals()
+
+
+def notice_end() -> None:
+    """Drains this process's services if its worker is not to live on. Before each request.
+
+    That is how `max_requests` shows: gunicorn tells nobody.
+    """
+    if not getattr(gunicorn_worker(), "alive", True):
+        _drain(at_once=False)
+
+
+class _Handler:
+    """A signal's handler: ours, then the one that was there."""
+
+    def __init__(self, then: Callable[[int, FrameType | None], Any], at_once: bool) -> None:
+        self._then = then
+        self._at_once = at_once
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        # The thread that is interrupted here may hold any lock, the loop's too.
+        native.start_bare_thread(partial(_drain, at_once=self._at_once))
+        self._then(number, frame)
+
+
+def _drain(*, at_once: bool) -> None:
+    for service in services():
+        service.drain(at_once=at_once)

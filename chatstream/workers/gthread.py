@@ -1,0 +1,366 @@
+"""gunicorn's gthread worker, whose threads only serve.
+
+gunicorn's own reads requests, and waits for clients to let go of closed connections, in the
+threads that should serve, or while it should accept: a few silent browsers, half-sent bodies or
+clients that do not close hold a cancel up for seconds. Here all of that happens in the worker's
+poller, with deadlines, and a request gets a thread when it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import math
+import selectors
+import socket
+import ssl
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from gunicorn import http
+from gunicorn import sock as gunicorn_sock
+from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers import gthread
+
+from chatstream import server
+from chatstream.errors import RequestTimeout
+from chatstream.workers.arrival import Arrival
+from chatstream.workers.limits import (
+    LINGER,
+    LONG_BODY,
+    LONG_HEAD,
+    TIMED_OUT,
+    Limits,
+    supported,
+)
+
+NO_DESCRIPTOR = 0.5
+"""Seconds without accepting where the process has no descriptor left."""
+
+GRAIN = 0.1
+"""Seconds by which a deadline may be late: those that wait are looked through no more often."""
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_RECEIVE = 65536
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NO_CONNECTION = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR)
+_NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class _Waiting:
+    """A connection that the poller waits for, until `due`."""
+
+    def __init__(self, conn: Any, due: float, on_ready: Callable[[_Waiting], None]) -> None:
+        self.conn = conn
+        self.due = due
+        self.on_ready = on_ready
+        self.arrival: Arrival | None = None  # while a request is waited for
+        self.first_byte = 0.0  # when it came
+        self.new = True  # nothing was served yet
+
+
+class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
+    """gunicorn's gthread worker, whose threads only serve. For `worker_class`.
+
+    All but what is said to be in a thread runs in the worker's main one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting: dict[_Waiting, None] = {}
+        self._look_at = math.inf  # when the first of them may be due
+        self._accept_again = 0.0
+        self._supported = supported(self.cfg)
+
+    def init_signals(self) -> None:
+        """As gunicorn's, and the services of this process are told of an end."""
+        super().init_signals()
+        server.follow_signals()
+
+    def run(self) -> None:
+        """gunicorn's loop; by now the app is there, and its settings."""
+        self._limits = Limits.load()
+        self._tls = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        super().run()
+
+    # A connection comes
+
+    def accept(self, listener: socket.socket) -> None:
+        """Takes a connection, and waits for its first request."""
+        if not self._supported:
+            super().accept(listener)
+            return
+        try:
+            sock, address = listener.accept()
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                self._pause_accepting(error)
+            elif error.errno not in _NO_CONNECTION:
+                raise
+            return
+        self.nr_conns += 1
+        conn = gthread.TConn(self.cfg, sock, address, listener.getsockname())
+        due = monotonic() + self._limits.first
+        if self._tls is None:
+            self._receive(conn, b"", due)
+        else:
+            self._begin_tls(conn, self._tls, due)
+
+    def _pause_accepting(self, error: OSError) -> None:
+        self.log.warning("No connection is accepted for %s s: %s", NO_DESCRIPTOR, error)
+        self._accept_again = monotonic() + NO_DESCRIPTOR
+        self.set_accept_enabled(False)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """As gunicorn's, but not while there is no descriptor to accept with."""
+        super().set_accept_enabled(enabled and monotonic() >= self._accept_again)
+
+    def _begin_tls(self, conn: Any, context: ssl.SSLContext, due: float) -> None:
+        try:
+            conn.sock = context.wrap_socket(
+                conn.sock,
+                server_side=True,
+                suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+                do_handshake_on_connect=False,
+            )
+        except OSError:  # gone already
+            self._drop(conn)
+        else:
+            self._wait(_Waiting(conn, due, self._shake_hands))
+
+    def _shake_hands(self, waiting: _Waiting) -> None:
+        try:
+            waiting.conn.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self._listen(waiting, selectors.EVENT_READ)
+        except ssl.SSLWantWriteError:
+            self._listen(waiting, selectors.EVENT_WRITE)
+        except OSError as error:  # SSLError is one
+            self.log.debug("No TLS handshake: %s", error)
+            self._drop(self._forget(waiting))
+        else:
+            self._receive(self._forget(waiting), b"", waiting.due)
+
+    # A request comes
+
+    def _receive(self, conn: Any, data: bytes, due: float, *, new: bool = True) -> None:
+        """Waits for a request.
+
+        Args:
+            conn: The connection.
+            data: What has come of it with the one before.
+            due: When its first byte has to be there; of a new connection the head.
+            new: Whether it is the connection's first.
+        """
+        waiting = _Waiting(conn, due, self._on_request)
+        waiting.new = new
+        waiting.arrival = Arrival(self._limits.body)
+        conn.sock.setblocking(False)
+        self._wait(waiting)
+        if data:
+            self._take(waiting, data)
+        elif self._tls is not None and conn.sock.pending():  # of which the poller knows nothing
+            self._on_request(waiting)
+
+    def _on_request(self, waiting: _Waiting) -> None:
+        try:
+            while waiting in self._waiting:
+                data = waiting.conn.sock.recv(_RECEIVE)
+                if not data:
+                    self._drop(self._forget(waiting))
+                    return
+                self._take(waiting, data)
+                if self._tls is None:  # else some may be left in its buffer
+                    return
+        except _NOT_YET:
+            return
+        except OSError as error:
+            self.log.debug("A connection ended: %s", error)
+            self._drop(self._forget(waiting))
+
+    def _take(self, waiting: _Waiting, data: bytes) -> None:
+        """Some of a request is there. Has it served when no more has to be waited for."""
+        arrival = waiting.arrival
+        assert arrival is not None
+        if arrival.feed(data):
+            with contextlib.suppress(OSError):  # nothing was sent that could be in its way
+                waiting.conn.sock.send(_CONTINUE)
+        if arrival.overlong:
+            self._refuse(self._forget(waiting), LONG_BODY if arrival.has_head else LONG_HEAD)
+        elif arrival.whole or arrival.long:
+            self._serve(self._forget(waiting), arrival)
+        else:
+            self._postpone(waiting, self._due(waiting, arrival))
+
+    def _due(self, waiting: _Waiting, arrival: Arrival) -> float:
+        """When the rest of a request has to be there."""
+        now = monotonic()
+        if not arrival.begun:
+            return waiting.due
+        waiting.first_byte = waiting.first_byte or now
+        if arrival.has_head:
+            return self._limits.due(arrival.target, waiting.first_byte, now)
+        due = waiting.first_byte + self._limits.request
+        return min(waiting.due, due) if waiting.new else due
+
+    def _serve(self, conn: Any, arrival: Arrival) -> None:
+        if conn.parser is None:
+            conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
+            conn.parser.unreader = _Unreader(conn.sock)
+        # A long body of ours is refused, so nobody has to wait for its rest.
+        ours = self._limits.ours(arrival.target)
+        conn.parser.unreader.patience = 0.0 if ours else self._limits.request
+        conn.parser.unreader.unread(arrival.data)
+        conn.data_ready = True
+        self.enqueue_req(conn)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """A request was served: waits for the next one, or for the client to close."""
+        if not self._supported:
+            super().finish_request(conn, fs)
+            return
+        try:
+            kept = not fs.cancelled() and fs.result()
+        except Exception:
+            self.log.exception("Error handling request")
+            kept = False
+        if not kept:
+            self._linger(conn)
+            return
+        unreader = conn.parser.unreader
+        early, unreader.buf = unreader.buf.getvalue(), io.BytesIO()
+        patience = self._limits.kept if self.alive else gthread.STOP_KEEPALIVE_LINGER
+        self._receive(conn, early, monotonic() + patience, new=False)
+
+    def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
+        """In a thread: whether the connection can be used again.
+
+        Not while a body goes on that the app did not read: nobody waits for it here.
+        """
+        if not self._supported:
+            return bool(super()._keepalive_after(conn, keepalive))
+        if not keepalive:
+            return False
+        conn.parser.unreader.patience = 0.0
+        return bool(conn.parser.finish_body(deadline=monotonic() + 1.0))
+
+    # A connection goes
+
+    def _refuse(self, conn: Any, response: bytes) -> None:
+        with contextlib.suppress(OSError):
+            conn.sock.send(response)
+        self._linger(conn)
+
+    def _linger(self, conn: Any) -> None:
+        """Closes our side, and waits for the client to do so: else what it has not read is lost."""
+        try:
+            conn.sock.setblocking(False)
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop(conn)
+        else:
+            self._wait(_Waiting(conn, monotonic() + LINGER, self._on_lingering))
+
+    def _on_lingering(self, waiting: _Waiting) -> None:
+        try:
+            if waiting.conn.sock.recv(_RECEIVE):
+                return
+        except _NOT_YET:
+            return
+        except OSError:
+            pass
+        self._drop(self._forget(waiting))
+
+    def _drop(self, conn: Any) -> None:
+        self.nr_conns -= 1
+        conn.close()
+
+    # Who waits, and until when
+
+    def _wait(self, waiting: _Waiting) -> None:
+        self._waiting[waiting] = None
+        self.poller.register(
+            waiting.conn.sock, selectors.EVENT_READ, lambda _: self._dispatch(waiting)
+        )
+        self._postpone(waiting, waiting.due)
+
+    def _listen(self, waiting: _Waiting, events: int) -> None:
+        self.poller.modify(waiting.conn.sock, events, lambda _: self._dispatch(waiting))
+
+    def _dispatch(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:  # else an event before this one ended it
+            waiting.on_ready(waiting)
+
+    def _postpone(self, waiting: _Waiting, due: float) -> None:
+        waiting.due = due
+        self._look_at = min(self._look_at, due)
+
+    def _forget(self, waiting: _Waiting) -> Any:
+        del self._waiting[waiting]
+        self.poller.unregister(waiting.conn.sock)
+        return waiting.conn
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """As gunicorn's, and ends what has waited too long."""
+        super().wait_for_and_dispatch_events(min(timeout, max(0.0, self._look_at - monotonic())))
+        now = monotonic()
+        if now < self._look_at:
+            return
+        for waiting in [waiting for waiting in self._waiting if waiting.due <= now]:
+            self._expire(waiting)
+        first = min((waiting.due for waiting in self._waiting), default=math.inf)
+        self._look_at = max(first, now + GRAIN)
+
+    def _expire(self, waiting: _Waiting) -> None:
+        conn = self._forget(waiting)
+        if waiting.arrival is not None and waiting.arrival.begun:
+            self._refuse(conn, TIMED_OUT)
+        else:
+            self._drop(conn)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """The worker ends: who has not begun to ask has until `deadline`."""
+        super()._cap_keepalive(deadline)
+        for waiting in self._waiting:
+            if waiting.arrival is not None and not waiting.arrival.begun:
+                self._postpone(waiting, min(waiting.due, deadline))
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Ends what still waits at the end; before, deadlines do."""
+        super().murder_keepalived(force)
+        for waiting in list(self._waiting) if force else ():
+            self._drop(self._forget(waiting))
+
+
+class _Unreader(SocketUnreader):  # type: ignore[misc]
+    """Where gunicorn's parser gets a request from. In a thread.
+
+    What has arrived is in its buffer; the socket is asked for the rest of a long body only.
+
+    Attributes:
+        patience: Seconds that the client may send nothing; 0: only what is there.
+    """
+
+    patience = 0.0
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """More of a body.
+
+        Raises:
+            RequestTimeout: It did not go on; the client was told.
+            TimeoutError: Nothing is there.
+        """
+        self.sock.settimeout(self.patience)
+        try:
+            return bytes(super().chunk(size_hint))
+        except (TimeoutError, *_NOT_YET):
+            if not self.patience:
+                raise TimeoutError from None
+        finally:
+            self.sock.settimeout(None)
+        with contextlib.suppress(OSError):
+            self.sock.sendall(TIMED_OUT)
+            self.sock.shutdown(socket.SHUT_WR)  # the app's own answer would come second
+        raise RequestTimeout
