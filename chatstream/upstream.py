@@ -49,6 +49,13 @@ from chatstream.framing import BadFraming, Chunked, Framing, Length, UntilClose
 from chatstream.outcome import Phase
 from chatstream.stream import Body, SocketHandle, Stream
 
+UNREAD = 256 * 1024
+"""Bytes of the provider's that may wait in the kernel for a client that does not read.
+
+Half of it is asked for; Linux doubles that (socket(7)). Left alone, the buffer grows to tcp_rmem's
+megabytes, all of them paid for.
+"""
+
 IDLE = 30.0
 """Seconds that an unused connection is kept."""
 
@@ -415,6 +422,7 @@ def _connect(sock: socket.socket, address: Any, connection: HTTPConnection, stre
     for option in connection.socket_options or ():
         sock.setsockopt(*option)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNREAD // 2)
     timeout = connection.timeout
     # Not a blocking connect: a stop that comes before it finds nothing to shut down, so it has to
     # be looked for between the SYN and the wait.

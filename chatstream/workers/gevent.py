@@ -7,6 +7,7 @@ for ever. A greenlet may well wait; so here its socket knows until when.
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from functools import partial
 from time import monotonic
@@ -25,6 +26,14 @@ _RECEIVE = 65536
 
 class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, with deadlines for what a client sends. For `worker_class`."""
+
+    def init_process(self) -> None:
+        """As gunicorn's. A SIGTERM that comes while it patches must not be the master's to handle.
+
+        It would be lost: the process has the master's handlers until `init_signals`.
+        """
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        super().init_process()
 
     def init_signals(self) -> None:
         """As gunicorn's, and the services of this process are told of an end."""

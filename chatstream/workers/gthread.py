@@ -17,12 +17,13 @@ import socket
 import ssl
 from collections.abc import Callable
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 from gunicorn import http
 from gunicorn import sock as gunicorn_sock
 from gunicorn.http.unreader import SocketUnreader
-from gunicorn.workers import gthread
+from gunicorn.workers import base, gthread
 
 from chatstream import server
 from chatstream.errors import RequestTimeout
@@ -78,6 +79,13 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """As gunicorn's, and the services of this process are told of an end."""
         super().init_signals()
         server.follow_signals()
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """As of all of gunicorn's workers. gthread's own takes locks that it may have interrupted.
+
+        Its pool ends with the process anyway.
+        """
+        base.Worker.handle_quit(self, sig, frame)
 
     def run(self) -> None:
         """gunicorn's loop; by now the app is there, and its settings."""

@@ -1,0 +1,242 @@
+"""The end of a worker: new requests go elsewhere, streams finish or are told, and no line lies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import eventually
+from tests.integration.client import Client
+from tests.integration.conftest import Rig
+from tests.integration.processes import Provider, Server, ends, is_running
+
+DRAIN = 1.2
+"""Seconds, for the tests here."""
+
+HOOK = "from chatstream.server import post_worker_init\n"
+
+SHUT_DOWN = b"""event: error
+data: {"error": {"message": "The service is restarting. Please ask again.", \
+"type": "service_error", "code": "shutting_down"}}
+
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a server is run: our configuration, somebody's, and somebody's with --preload."""
+
+    worker_class: str
+    foreign: bool = False
+    preload: bool = False
+
+    def command(self, folder: Path) -> tuple[list[str], list[str] | None]:
+        """Options, and the command itself where it is not ours."""
+        if not self.foreign:
+            return [], None
+        config = folder / "foreign.conf.py"
+        config.write_text(HOOK if self.preload else "")
+        options = ["--worker-class", self.worker_class, "--threads", "8"]
+        options += ["--preload"] if self.preload else []
+        whole = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config"]
+        return options, [*whole, str(config)]
+
+
+SETTINGS = {
+    "ours-gthread": Setting("gthread"),
+    "ours-gevent": Setting("gevent"),
+    "foreign-gthread": Setting("gthread", foreign=True),
+    "foreign-gevent": Setting("gevent", foreign=True),
+    "preload-gthread": Setting("gthread", foreign=True, preload=True),
+    "preload-gevent": Setting("gevent", foreign=True, preload=True),
+}
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with contextlib.closing(Provider()) as provider:
+        yield provider
+
+
+@contextlib.contextmanager
+def serving(
+    name: str, folder: Path, provider: Provider, *options: str, **environ: str
+) -> Iterator[Rig]:
+    setting = SETTINGS[name]
+    own, command = setting.command(folder)
+    environ = {
+        "CHATSTREAM_WORKER_CLASS": setting.worker_class,
+        "CHATSTREAM_UPSTREAM_URL": provider.url,
+        "CHATSTREAM_DRAIN": str(DRAIN),
+        "CHATSTREAM_MAX_STREAMS": "6",
+        **environ,
+    }
+    server = Server(folder / "server.log", *own, *options, command=command, **environ)
+    rig = Rig(server, provider)
+    try:
+        yield rig
+        assert "Traceback" not in server.log()
+        if setting.foreign:  # gunicorn's own loses a SIGTERM that comes before it has patched
+            eventually(lambda: server.workers and server.worker, "the next worker")
+    finally:
+        rig.close_clients()
+        server.stop()
+
+
+class Streams:
+    """One stream that will be whole in time, and one in each phase of those that will not."""
+
+    LEFT = ("chatty", "silent", "headers")
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._short = self._begin("short", rate=20, tokens=12)
+        self._chatty = self._begin("chatty", rate=20, tokens=5000)
+        self._silent = self._begin("silent", silent_after=1)
+        self._headers = rig.client().post(
+            "headers", simulate={"id": "headers", "headers_after": 60}
+        )
+        rig.provider.request("headers")
+
+    def _begin(self, name: str, **simulate: object) -> Client:
+        client = self._rig.client().post(name, simulate={"id": name, **simulate})
+        client.until(b'"content"')
+        client.head()
+        return client
+
+    def assert_told(self) -> None:
+        """Those that are left get their error, and the provider a closed connection."""
+        assert self._chatty.body().endswith(SHUT_DOWN)
+        assert self._silent.body().endswith(SHUT_DOWN)
+        status, headers = self._headers.head()
+        assert status == 503
+        assert headers["retry-after"] == "1"
+        assert b'"reason": "shutting_down"' in self._headers.exactly(int(headers["content-length"]))
+        for name in self.LEFT:
+            assert self._rig.provider.request(name, "closed")["closed_by"] == "client"
+            assert " aborted by shutdown cause=shutdown " in self._rig.server.ending_of(name)
+
+    def assert_the_short_one_is_whole(self) -> None:
+        assert self._short.body().endswith(b"data: [DONE]\n\n")
+        assert " completed " in self._rig.server.ending_of("short")
+
+
+def end(rig: Rig, number: signal.Signals) -> int:
+    """Ends the one worker."""
+    worker = rig.server.worker
+    os.kill(worker, number)
+    return worker
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_sigterm_drains(name: str, tmp_path: Path, provider: Provider) -> None:
+    """Case 37: who can finish does; the rest is told when CHATSTREAM_DRAIN is over, not before."""
+    with serving(name, tmp_path, provider) as rig:
+        streams = Streams(rig)
+        began = time.monotonic()
+        worker = end(rig, signal.SIGTERM)
+        streams.assert_the_short_one_is_whole()
+        streams.assert_told()
+        assert time.monotonic() - began >= DRAIN
+        rig.close_clients()
+        eventually(lambda: not is_running(worker), "the worker's end")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *((name, signal.SIGQUIT) for name in SETTINGS),
+        *((name, signal.SIGINT) for name in ("ours-gthread", "ours-gevent")),
+    ],
+)
+def test_sigquit_and_sigint_end_at_once(
+    name: str, number: signal.Signals, tmp_path: Path, provider: Provider
+) -> None:
+    """Without draining: but each client is told, and each stream has its line."""
+    with serving(name, tmp_path, provider, CHATSTREAM_DRAIN="3600") as rig:
+        streams = Streams(rig)
+        worker = end(rig, number)
+        streams.assert_told()
+        assert " aborted by shutdown " in rig.server.ending_of("short")
+        rig.close_clients()
+        eventually(lambda: not is_running(worker), "the worker's end")
+
+
+@pytest.mark.parametrize(
+    "name", ["ours-gthread", "ours-gevent", "foreign-gthread", "foreign-gevent"]
+)
+def test_max_requests_drains(name: str, tmp_path: Path, provider: Provider) -> None:
+    """gunicorn sends no signal then; what is running is drained all the same."""
+    with serving(name, tmp_path, provider, "--max-requests", "20") as rig:
+        streams = Streams(rig)
+        worker = rig.server.worker
+        for _ in range(20):
+            with contextlib.suppress(OSError):  # the worker has stopped listening
+                rig.server.get("/hello")
+            if "Autorestarting worker" in rig.server.log():
+                break
+        streams.assert_the_short_one_is_whole()
+        streams.assert_told()
+        rig.close_clients()
+        eventually(lambda: not is_running(worker), "the worker's end")
+
+
+@pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
+def test_a_reload(name: str, tmp_path: Path, provider: Provider) -> None:
+    """HUP: the next request is a new worker's, while the old one's stream goes on to its end."""
+    with serving(name, tmp_path, provider, CHATSTREAM_DRAIN="20") as rig:
+        old = rig.server.worker
+        client = rig.client().post("old", simulate={"rate": 20, "tokens": 60})
+        client.until(b'"content"')
+        os.kill(rig.server.pid, signal.SIGHUP)
+        eventually(lambda: rig.server.workers not in ([], [old]), "a new worker")
+        eventually(lambda: rig.server.worker != old, "its answer")
+        assert not [line for line in rig.server.lines_of("old") if ends(line)], "too slow to tell"
+        assert rig.server.cancel("nobody")[0] == 404
+        client.until(b"data: [DONE]")
+        assert " completed " in rig.server.ending_of("old")
+
+
+@pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
+def test_a_cancel_reaches_a_draining_worker(name: str, tmp_path: Path, provider: Provider) -> None:
+    """Stop AI works in the middle of a deploy, over the new worker."""
+    with serving(name, tmp_path, provider, CHATSTREAM_DRAIN="20") as rig:
+        old = rig.server.worker
+        client = rig.client().post("old", simulate={"id": "old", "silent_after": 1})
+        client.until(b'"content"')
+        os.kill(rig.server.pid, signal.SIGHUP)
+        eventually(lambda: rig.server.workers not in ([], [old]), "a new worker")
+        eventually(lambda: rig.server.worker != old, "its answer")
+        assert rig.server.cancel("old")[0] == 200
+        assert rig.provider.request("old", "closed")["closed_by"] == "client"
+        assert " aborted by client/cancel cause=cancel " in rig.server.ending_of("old")
+
+
+@pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
+def test_the_drain_is_within_graceful_timeout(
+    name: str, tmp_path: Path, provider: Provider
+) -> None:
+    """A longer one is cut, so that gunicorn has nothing to kill."""
+    options = ["--graceful-timeout", "4"]
+    with serving(name, tmp_path, provider, *options, CHATSTREAM_DRAIN="600") as rig:
+        streams = Streams(rig)
+        end(rig, signal.SIGTERM)
+        streams.assert_told()
+
+
+@pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
+def test_sigkill(name: str, tmp_path: Path, provider: Provider) -> None:
+    """Nobody can say anything any more; the kernel closes, and the provider sees it."""
+    with serving(name, tmp_path, provider) as rig:
+        Streams(rig)
+        end(rig, signal.SIGKILL)
+        for stream in ("short", *Streams.LEFT):
+            assert rig.provider.request(stream, "closed")["closed_by"] == "client"
+        assert not [line for line in rig.server.log().splitlines() if ends(line)]
