@@ -83,10 +83,11 @@ def test_a_silent_stream_is_not_stalled(impatient: Rig) -> None:
 def test_an_answer_that_is_whole_but_not_taken(impatient: Rig) -> None:
     """It was paid for, and is `completed`; but it must not hold its slot for ever."""
     client = impatient.client(receive_buffer=4096)
-    client.post("untaken", simulate={"id": "untaken", "rate": 5000, "tokens": 20, "pad": 65536})
-    client.until(b'"content"')
+    client.post("untaken", simulate={"rate": 1_000_000, "tokens": 1, "pad": 400_000})
+    client.head()
     eventually(lambda: not impatient.server.debug()["slots"], "its slot")
-    assert impatient.server.ending_of("untaken")
+    assert " completed " in impatient.server.ending_of("untaken")
+    assert b"[DONE]" not in client.to_the_end()
 
 
 def test_a_cancel_of_a_stuck_stream(impatient: Rig) -> None:
@@ -100,7 +101,10 @@ def test_a_cancel_of_a_stuck_stream(impatient: Rig) -> None:
 
 def test_what_is_held_for_a_client_that_does_not_read(rig: Rig) -> None:
     """Some 400 KB in the kernel at most, as README says, however much the provider sends."""
-    client = flooded(rig, "held")
+    client = rig.client().post("held", simulate={**FLOOD, "rate": 100_000})
+    taken = 0
+    while taken < 20_000_000:  # by then the kernel would have grown its buffers
+        taken += len(client.sock.recv(1024 * 1024))
     provider = rig.provider.port
 
     def at_rest() -> bool:
