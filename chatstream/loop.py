@@ -23,10 +23,13 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
-from chatstream import native
+from chatstream import liveness, native
 from chatstream.errors import Busy, busy_without_descriptors
 
 _HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+USER_TIMEOUT = 60.0
+"""Seconds until the kernel gives a client up. Longer than a client may take no bytes."""
 
 _BYTES_ACKED = 120
 """Offset of tcpi_bytes_acked in struct tcp_info (linux/tcp.h, since Linux 4.1)."""
@@ -71,7 +74,8 @@ class Loop:
     def watch(self, sock: socket.socket, on_hang_up: Callable[[], object]) -> ClientSocket:
         """Calls `on_hang_up` once, from the loop's thread, when the peer of `sock` leaves.
 
-        A FIN counts as leaving, as nginx has it: a client that half-closes is gone.
+        A FIN counts as leaving, as nginx has it: a client that half-closes is gone. So does
+        having vanished (see `chatstream.liveness`).
 
         Returns:
             The watch. Its owner has to `release` it.
@@ -86,6 +90,7 @@ class Loop:
             if self._epoll is not None:
                 self._epoll.register(client.fd, _HANG_UP)
                 self._watches[client.fd] = client
+        client.look()
         return client
 
     def on_readable(self, fd: int, callback: Callable[[], object]) -> None:
@@ -138,12 +143,14 @@ class Loop:
             self._pid = 0
             self._epoll = None
 
-    def forget(self, client: ClientSocket) -> None:
-        """Stops watching `client`; it is the caller who closes it."""
+    def forget(self, client: ClientSocket) -> bool:
+        """Stops watching `client`, which the caller closes. Returns whether it was watched."""
         with self._lock:
-            if self._watches.get(client.fd) is client and self._epoll is not None:
-                del self._watches[client.fd]
-                self._epoll.unregister(client.fd)
+            if self._watches.get(client.fd) is not client or self._epoll is None:
+                return False
+            del self._watches[client.fd]
+            self._epoll.unregister(client.fd)
+            return True
 
     def _start(self) -> None:
         if self._pid == os.getpid():
@@ -238,7 +245,20 @@ class ClientSocket:
         self._sock = _socket.socket(fileno=self.fd)
         self._lock = native.allocate_lock()  # held around system calls that return at once
         self._timer: Timer | None = None
+        self._look: Timer | None = None
         self._released = False
+        self._options = liveness.notice_vanished(self._sock, USER_TIMEOUT)
+
+    def look(self) -> None:
+        """Hangs up on a peer that has vanished, now or as soon as it can be known."""
+        with self._lock:
+            if self._released or (wait := liveness.vanishes_in(self._sock)) is None:
+                return
+            if wait:
+                self._look = self._loop.call_later(wait, self.look)
+                return
+        if self._loop.forget(self):
+            self.on_hang_up()
 
     def expect_end(self, patience: float) -> None:
         """From now on the peer must take bytes: none for `patience` seconds shuts the socket down.
@@ -257,9 +277,11 @@ class ClientSocket:
             released, self._released = self._released, True
         if released:
             return
-        if self._timer is not None:
-            self._loop.cancel(self._timer)
+        for timer in (self._timer, self._look):
+            if timer is not None:
+                self._loop.cancel(timer)
         self._loop.forget(self)
+        liveness.restore(self._sock, self._options)
         self._sock.close()
         self.on_hang_up = _nothing  # else stream and watch keep one another
 

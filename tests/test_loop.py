@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from chatstream import native
+from chatstream import liveness, native
 from chatstream.errors import Busy
-from chatstream.loop import Loop
+from chatstream.loop import USER_TIMEOUT, Loop
 from tests.conftest import eventually
 
 PATIENCE = 0.2
@@ -138,6 +138,55 @@ def test_a_client_that_left_before_the_watch_is_noticed(
     watch = loop.watch(server, called.set)
     assert called.wait(5)
     watch.release()
+
+
+@pytest.mark.parametrize("make", [tcp_pair, unix_pair])
+def test_a_watched_client_is_noticed_when_it_vanishes(loop: Loop, make: Connected) -> None:
+    """The kernel probes it while it is watched; what it had of options is back after that."""
+    with make() as (server, _):
+        is_tcp = server.family == socket.AF_INET
+        before = server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        watch = loop.watch(server, lambda: None)
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == is_tcp
+        if is_tcp:
+            timeout = server.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert timeout == USER_TIMEOUT * 1000
+        watch.release()
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == before
+
+
+def test_a_client_that_vanished_has_left(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop looks when it can be known, as often as it takes, and calls once, from its thread.
+
+    What is looked at has tests of its own, and one with a link that goes down.
+    """
+    server, client = pair
+    answers = [0.02, 0.01, 0.01, 0.0]
+    monkeypatch.setattr(liveness, "vanishes_in", lambda sock: answers.pop(0))
+    calls: list[int] = []
+    watch = loop.watch(server, lambda: calls.append(threading.get_ident()))
+    eventually(lambda: calls)
+    assert answers == []
+    assert threading.get_ident() not in calls
+    client.close()
+    settled(loop)
+    assert len(calls) == 1
+    watch.release()
+
+
+def test_a_released_client_is_not_looked_at(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `release` the loop asks nothing of the socket, whose number may be another's."""
+    looks: list[int] = []
+    monkeypatch.setattr(liveness, "vanishes_in", lambda sock: looks.append(1) or 0.05)
+    loop.watch(pair[0], lambda: None).release()
+    done = threading.Event()
+    loop.call_later(0.1, done.set)
+    assert done.wait(5)
+    assert looks == [1]
 
 
 def test_a_client_that_sends_has_not_left(
@@ -864,7 +913,7 @@ def test_an_idle_loop_sleeps(loop: Loop) -> None:
 
 FORK = """
 import os, socket, sys, threading
-from chatstream.loop import Loop
+from chatstream.loop import USER_TIMEOUT, Loop
 
 loop = Loop()
 called = []
