@@ -42,8 +42,11 @@ log = logging.getLogger("chatstream")
 UNKNOWN_SERVER_STREAMS = 3
 """Stream slots where CHATSTREAM_MAX_STREAMS is unset and the server's threads are not known."""
 
-STALL_LOOKS = 4
-"""How often in a send timeout the clients are looked at: a stall ends at most a quarter late."""
+LOOK = 7.5
+"""Seconds between two looks at all clients: so much late is it noticed that one has vanished.
+
+A quarter of the send timeout, where that is less: so much late it is noticed that one has stalled.
+"""
 
 GRACE = 3.0
 """Seconds of gunicorn's `graceful_timeout` that are for the clients to take their last bytes."""
@@ -343,14 +346,20 @@ class Service:
         self._look_at_clients()
 
     def _look_at_clients(self) -> None:
-        """Ends the streams whose clients take no bytes, also those that have only to be sent."""
+        """Ends the streams whose clients have vanished or take no bytes.
+
+        Also those that have an end already, and only have to be sent.
+        """
         timeout = self.settings.send_timeout
         for stream in self.registry.held():
             client = stream.client
-            if client is not None and client.stalled(timeout):
-                stream.abort(Cause.STALLED)
+            if client is None:
+                continue
+            cause = Cause.CLIENT if client.vanished() else Cause.STALLED
+            if cause is Cause.CLIENT or client.stalled(timeout):
+                stream.abort(cause)
                 client.shutdown()
-        self._loop.call_later(timeout / STALL_LOOKS, self._look_at_clients)
+        self._loop.call_later(min(LOOK, timeout / 4), self._look_at_clients)
 
     def _connect(self, payload: bytes, stream: Stream) -> None:
         self.registry.enter(stream)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
-from chatstream import native
+from chatstream import liveness, native
 from chatstream.errors import Busy, busy_without_descriptors
 
 _HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -250,6 +250,7 @@ class ClientSocket:
         self._taken, self._taken_at = 0, 0.0  # when the peer was last seen to take bytes
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        self._options = liveness.notice_vanished(self._sock)
 
     def expect_end(self, patience: float) -> None:
         """From now on the peer must take bytes: none for `patience` seconds shuts the socket down.
@@ -275,6 +276,11 @@ class ClientSocket:
                 self._taken, self._taken_at = taken, now
             return now - self._taken_at >= timeout
 
+    def vanished(self) -> bool:
+        """Whether the peer has gone without a word (`liveness`). Safe from any thread."""
+        with self._lock:
+            return not self._released and liveness.has_vanished(self._sock)
+
     def shutdown(self) -> None:
         """Ends the connection now, both ways: who writes to it is awake. Safe from any thread."""
         with self._lock:
@@ -291,6 +297,7 @@ class ClientSocket:
         if self._timer is not None:
             self._loop.cancel(self._timer)
         self._loop.forget(self)
+        liveness.restore(self._sock, self._options)
         self._sock.close()
         self.on_hang_up = _nothing  # else stream and watch keep one another
 

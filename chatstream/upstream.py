@@ -42,7 +42,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import wait_for_write
 
-from chatstream import native
+from chatstream import liveness, native
 from chatstream.config import Settings
 from chatstream.errors import Busy, StreamError, UpstreamError, out_of_descriptors
 from chatstream.framing import BadFraming, Chunked, Framing, Length, UntilClose
@@ -58,6 +58,9 @@ megabytes, all of them paid for.
 
 IDLE = 30.0
 """Seconds that an unused connection is kept."""
+
+USER_TIMEOUT = 30.0
+"""Seconds until the kernel gives a silent provider up; see `chatstream.liveness`."""
 
 _CHUNK = 64 * 1024
 _ERROR_BODY = 64 * 1024
@@ -285,7 +288,9 @@ class SocketBody:
             else:
                 self._sock.settimeout(timeout)
             return self._sock.recv(_CHUNK)
-        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
+        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError) as error:
+            if _has_vanished(error):
+                raise _broken(error) from error
             raise TimeoutError from None
         except (OSError, ValueError, AttributeError) as error:
             # ValueError and AttributeError: a TLS object that was torn down under the read.
@@ -421,7 +426,6 @@ def _connected(
 def _connect(sock: socket.socket, address: Any, connection: HTTPConnection, stream: Stream) -> None:
     for option in connection.socket_options or ():
         sock.setsockopt(*option)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNREAD // 2)
     timeout = connection.timeout
     # Not a blocking connect: a stop that comes before it finds nothing to shut down, so it has to
@@ -437,6 +441,8 @@ def _connect(sock: socket.socket, address: Any, connection: HTTPConnection, stre
     stream.check()
     if failed:
         raise OSError(failed, "connect")
+    # Not earlier: it would bound the connect, which has a timeout of its own.
+    liveness.notice_vanished(sock, USER_TIMEOUT)
     sock.settimeout(timeout)
 
 
@@ -637,17 +643,17 @@ def _mapped(error: Exception) -> StreamError:
     mapped: StreamError
     if out_of_descriptors(root):
         mapped = Busy("This worker has no free descriptor. Please try again.")
-    elif isinstance(error, requests.ReadTimeout):
+    elif isinstance(error, requests.ReadTimeout) and not _has_vanished(root):
         mapped = UpstreamError(
             "The provider did not answer in time.", code="upstream_timeout", status=504
         )
     elif (
-        isinstance(error, requests.ConnectionError)
+        isinstance(error, (requests.ConnectionError, requests.ReadTimeout))
         and not isinstance(error, _NEVER_CONNECTED)
         and not isinstance(inner, (NewConnectionError, ConnectTimeoutError))
     ):
         mapped = UpstreamError(
-            "The provider closed the connection without an answer.", code="upstream_unreachable"
+            "The connection to the provider ended without an answer.", code="upstream_unreachable"
         )
     else:
         mapped = UpstreamError("The provider could not be connected to.", code="upstream_connect")
@@ -660,6 +666,11 @@ _NEVER_CONNECTED = (
     requests.exceptions.SSLError,
     requests.exceptions.ProxyError,
 )
+
+
+def _has_vanished(error: BaseException) -> bool:
+    """Whether it is the kernel that gave up (ETIMEDOUT), and no timeout of ours."""
+    return isinstance(error, OSError) and error.errno == errno.ETIMEDOUT
 
 
 def _root(error: BaseException) -> BaseException:

@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import pytest
 
-from chatstream import native
+from chatstream import liveness, native
 from chatstream.errors import Busy
-from chatstream.loop import Loop
+from chatstream.loop import UNSENT, Loop
 from tests.conftest import eventually
 
 PATIENCE = 0.2
@@ -137,6 +137,97 @@ def test_a_client_that_left_before_the_watch_is_noticed(
     called = threading.Event()
     watch = loop.watch(server, called.set)
     assert called.wait(5)
+    watch.release()
+
+
+@pytest.mark.parametrize("make", [tcp_pair, unix_pair])
+def test_a_watched_client_is_noticed_when_it_vanishes(loop: Loop, make: Connected) -> None:
+    """The kernel probes it while it is watched; what it had of options is back after that."""
+    with make() as (server, _):
+        is_tcp = server.family == socket.AF_INET
+        before = server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        watch = loop.watch(server, lambda: None)
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == is_tcp
+        watch.release()
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == before
+
+
+def test_a_client_that_vanished(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel says, until the socket is released: its number may be another's then.
+
+    What the kernel is asked has tests of its own, and one with a link that goes down.
+    """
+    watch = loop.watch(pair[0], lambda: None)
+    assert not watch.vanished()
+    monkeypatch.setattr(liveness, "has_vanished", lambda sock: sock.fileno() == watch.fd)
+    assert watch.vanished()
+    watch.release()
+    assert not watch.vanished()
+
+
+def fill(sock: socket.socket) -> None:
+    """Sends until the kernel takes no more."""
+    sock.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(65536))
+
+
+@pytest.mark.parametrize("make", [tcp_pair, unix_pair])
+def test_a_client_that_takes_no_bytes_has_stalled(loop: Loop, make: Connected) -> None:
+    """Once it took none between two looks that are so far apart, and some wait for it."""
+    with make() as (server, client):
+        watch = loop.watch(server, lambda: None)
+        assert not watch.stalled(0.05)
+        fill(server)
+        assert not watch.stalled(0.05), "it was not seen before"
+        eventually(lambda: watch.stalled(0.05), "the stall")
+        client.recv(1 << 20)
+        fill(server)
+        eventually(lambda: not watch.stalled(30.0), "it took some")
+        watch.release()
+        assert not watch.stalled(0.0)
+
+
+def test_a_client_for_whom_nothing_waits_has_not_stalled(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """It has taken all there is, however long ago that was."""
+    watch = loop.watch(pair[0], lambda: None)
+    pair[0].sendall(b"all there is")
+    eventually(lambda: watch.stalled(0.0) and not watch.stalled(0.01), "its acknowledgement")
+    until = time.monotonic() + 0.1
+    eventually(lambda: time.monotonic() > until)
+    assert not watch.stalled(0.05)
+    watch.release()
+
+
+def test_a_shutdown_wakes_who_writes(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    """The server's thread comes back from its write; after `release` nothing happens."""
+    server, _ = pair
+    watch = loop.watch(server, lambda: None)
+    fill(server)
+    server.setblocking(True)
+    woken = threading.Event()
+
+    def write() -> None:
+        with suppress(OSError):
+            server.sendall(bytes(1 << 24))
+        woken.set()
+
+    threading.Thread(target=write, daemon=True).start()
+    watch.shutdown()
+    assert woken.wait(5)
+    watch.release()
+    watch.shutdown()
+
+
+def test_little_waits_for_a_client(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    """The kernel takes no more than it can send, and 64 KB."""
+    watch = loop.watch(pair[0], lambda: None)
+    assert pair[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
     watch.release()
 
 

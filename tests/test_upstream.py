@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import trustme
 
+from chatstream import upstream as upstream_module
 from chatstream.config import Settings
 from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
 from chatstream.loop import Loop
@@ -646,6 +647,69 @@ def test_headers_that_do_not_come_are_a_timeout(
     assert len(there.requests) == 1
 
 
+@pytest.mark.parametrize("way", ["plain", "tls", "proxy", "tunnel"])
+def test_a_provider_that_vanishes_will_be_noticed(
+    provider: MakeProvider,
+    upstream: MakeUpstream,
+    tls: Callable[[Script], Script],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """The kernel probes the connection, whether to the provider or to a proxy."""
+
+    def tunnel(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        tls(always_says(WHOLE))(peer)
+
+    scripts = {"tls": tls(always_says(WHOLE)), "tunnel": tunnel}
+    there = provider(scripts.get(way, always_says(WHOLE)))
+    url = there.url.replace("http:", "https:") if way == "tls" else there.url
+    if way in ("proxy", "tunnel"):
+        monkeypatch.setenv("http_proxy", there.url)
+        monkeypatch.setenv("https_proxy", there.url)
+        url = "https://provider.test/v1/chat" if way == "tunnel" else "http://provider.test/v1/chat"
+    body = opened(upstream(url))
+    sock = body._sock  # type: ignore[attr-defined]
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    timeout = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert timeout == upstream_module.USER_TIMEOUT * 1000
+    body.close()
+
+
+def gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the kernel say ETIMEDOUT as soon as a peer does not take what it is sent."""
+    monkeypatch.setattr(upstream_module, "USER_TIMEOUT", 0.001)
+
+
+def test_a_connect_has_its_own_timeout(
+    upstream: MakeUpstream, black_hole: BlackHole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a SYN may take is a setting; the kernel must not give up before."""
+    gives_up_soon(monkeypatch)
+    started = time.monotonic()
+    error = refused(upstream(black_hole.url, upstream_connect_timeout=2.5))
+    assert error.code == "upstream_connect"
+    assert time.monotonic() - started > 2.4
+
+
+def test_a_provider_that_vanished_before_its_headers_is_unreachable(
+    upstream: MakeUpstream, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's ETIMEDOUT is no timeout of ours: `upstream_unreachable`, and what it said."""
+    gives_up_soon(monkeypatch)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()  # and nobody reads
+        us = upstream(f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat")
+        with pytest.raises(UpstreamError) as caught:
+            us.open(bytes(50_000), stream)
+        stream.fail(caught.value)
+    assert (caught.value.code, caught.value.status) == ("upstream_unreachable", 502)
+    assert "Errno 110" in caught.value.detail
+
+
 # The body
 
 
@@ -787,6 +851,41 @@ def test_a_bad_chunk_beside_the_headers_is_a_fault_of_the_provider(
     stream.fail(caught.value)
     assert caught.value.code == "upstream_truncated"
     assert there.closed.wait(5)
+
+
+@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
+def test_a_body_whose_provider_vanished_is_truncated(
+    provider: MakeProvider,
+    upstream: MakeUpstream,
+    tls: Callable[[Script], Script],
+    monkeypatch: pytest.MonkeyPatch,
+    over_tls: bool,
+) -> None:
+    """The kernel's ETIMEDOUT is a fault, not a receive that may be tried again."""
+    gives_up_soon(monkeypatch)
+    over = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(CHUNKED + chunk(EVENT))
+        assert over.wait(10)  # reads no more
+
+    there = provider(tls(script) if over_tls else script)
+    body = opened(upstream(there.url.replace("http:", "https:") if over_tls else there.url))
+    assert body.receive(5) == EVENT
+    raw = socket.socket(fileno=os.dup(body._sock.fileno()))  # type: ignore[attr-defined]
+    with raw, contextlib.suppress(BlockingIOError):
+        while True:
+            raw.send(bytes(65536), socket.MSG_DONTWAIT)  # until its window is shut
+    try:
+        with pytest.raises(UpstreamError) as caught:
+            body.receive(5)
+    finally:
+        over.set()
+        body.close()
+    assert caught.value.code == "upstream_truncated"
+    if not over_tls:  # there Python takes it for an end of the connection
+        assert "Errno 110" in caught.value.detail
 
 
 def floods(head: bytes, piece: bytes) -> Script:

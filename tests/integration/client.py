@@ -18,6 +18,7 @@ class Client:
         self,
         port: int,
         *,
+        host: str = "127.0.0.1",
         receive_buffer: int | None = None,
         timeout: float = 20,
         tls: ssl.SSLContext | None = None,
@@ -26,7 +27,7 @@ class Client:
         if receive_buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(timeout)
-        self.sock.connect(("127.0.0.1", port))
+        self.sock.connect((host, port))
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
         self.port: int = self.sock.getsockname()[1]
