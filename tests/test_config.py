@@ -27,6 +27,11 @@ DEFAULTS = {
     "upstream_headers_timeout": 600.0,
     "upstream_idle_timeout": 120.0,
     "stream_deadline": None,
+    "send_timeout": 30.0,
+    "drain": 25.0,
+    "request_timeout": 10.0,
+    "headers_timeout": 12.0,
+    "keepalive_timeout": 5.0,
 }
 
 
@@ -66,6 +71,12 @@ GOOD = [
     ("STREAM_DEADLINE", "off", None),
     ("STREAM_DEADLINE", "0", None),
     ("STREAM_DEADLINE", "", None),
+    ("SEND_TIMEOUT", "60", 60.0),
+    ("DRAIN", "0", 0.0),
+    ("DRAIN", "12.5", 12.5),
+    ("REQUEST_TIMEOUT", "20", 20.0),
+    ("HEADERS_TIMEOUT", "24", 24.0),
+    ("KEEPALIVE_TIMEOUT", "2", 2.0),
 ]
 
 
@@ -150,6 +161,11 @@ BAD = {
     "UPSTREAM_HEADERS_TIMEOUT": ["", "0", "off", "nan"],
     "UPSTREAM_IDLE_TIMEOUT": ["", "0", "off", "nan"],
     "STREAM_DEADLINE": ["-1", "never", "nan", "inf", True],
+    "SEND_TIMEOUT": ["", "0", "off", "nan"],
+    "DRAIN": ["", "-1", "off", "nan", "inf", "86401"],
+    "REQUEST_TIMEOUT": ["", "0", "off", "nan"],
+    "HEADERS_TIMEOUT": ["", "0", "off", "nan"],
+    "KEEPALIVE_TIMEOUT": ["", "0", "off", "nan"],
 }
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,16 @@ from chatstream import (
     ConfigError,
     Refused,
     Service,
+    StreamError,
     StreamIterable,
     Unconfirmed,
+    server,
 )
 from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
 from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
-from chatstream.errors import conflict
+from chatstream.errors import RequestTimeout, conflict
 from chatstream.upstream import MockedBody
 from tests.conftest import eventually
 
@@ -1321,6 +1324,205 @@ def test_a_stream_opened_before_stop_and_walked_after_it(
     assert iterable.refusal.code == "shutting_down"
     iterable.close()
     assert len(provider.calls) == 0
+
+
+# The end of its worker
+
+
+def test_a_drained_stream_may_end_by_itself(
+    service: MakeService, provider: responses.RequestsMock, lines: Lines
+) -> None:
+    """Until the time is over nothing changes, for new streams either."""
+    us = service(drain=60)
+    iterable = us.open(PAYLOAD, session_id="s-1")
+    us.drain()
+    assert walked(iterable) == EVENT + DONE
+    assert walked(us.open(PAYLOAD)) == EVENT + DONE
+    assert sum(" completed " in line for line in lines()) == 2
+
+
+@pytest.mark.parametrize(("drain", "at_once"), [(0.15, False), (0, False), (60, True)])
+def test_what_is_left_of_a_drain_is_aborted(
+    service: MakeService, gate: Gate, lines: Lines, drain: float, at_once: bool
+) -> None:
+    """After CHATSTREAM_DRAIN, once, with its cause; or at once."""
+    us = service(drain=drain)
+    iterable = us.open(PAYLOAD, session_id="s-1")
+    began = time.monotonic()
+    us.drain(at_once=at_once)
+    us.drain()
+    assert list(iterable) == []
+    assert time.monotonic() - began >= (0 if at_once else drain)
+    assert iterable.refusal is not None
+    assert iterable.refusal.code == "shutting_down"
+    iterable.close()
+    assert lines()[-1].startswith("[SSE] s-1 aborted by shutdown cause=shutdown ")
+
+
+def test_after_a_drain_streams_are_refused(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """503 and a Retry-After: another worker has room. Until `stop`, after which all begins anew."""
+    us = service()
+    us.drain(at_once=True)
+    with pytest.raises(StreamError) as refused:
+        us.open(PAYLOAD)
+    assert (refused.value.code, refused.value.status) == ("shutting_down", 503)
+    assert refused.value.retry_after == "1"
+    assert len(us.registry) == 0
+    us.stop()
+    assert walked(us.open(PAYLOAD)) == EVENT + DONE
+
+
+def test_a_stream_that_is_opened_while_the_drain_ends(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """It was not among those that were aborted, and ends all the same."""
+    us = service()
+    others(us).on_claim = lambda: us.drain(at_once=True)
+    us.registry.live = list  # type: ignore[method-assign]
+    iterable = us.open(PAYLOAD)
+    assert list(iterable) == []
+    assert iterable.refusal is not None
+    assert iterable.refusal.code == "shutting_down"
+    iterable.close()
+    assert len(provider.calls) == 0
+
+
+class Gunicorn:
+    """A gunicorn worker, as far as a service knows one."""
+
+    def __init__(self, graceful_timeout: int) -> None:
+        self.cfg = self
+        self.graceful_timeout = graceful_timeout
+
+
+@pytest.mark.parametrize(("graceful", "time"), [(30, 25.0), (20, 17.0), (2, 0.0)])
+def test_a_drain_is_within_graceful_timeout(
+    service: MakeService, monkeypatch: pytest.MonkeyPatch, graceful: int, time: float
+) -> None:
+    """Else gunicorn would kill the worker, and no stream had an ending."""
+    monkeypatch.setattr("chatstream.server.gunicorn_worker", lambda: Gunicorn(graceful))
+    assert service()._time_to_drain() == time
+
+
+def test_an_app_follows_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and before each request; the worker finds its service."""
+    asked: list[str] = []
+    monkeypatch.setattr("chatstream.server.follow_signals", lambda: asked.append("signals"))
+    monkeypatch.setattr("chatstream.server.notice_end", lambda: asked.append("end"))
+    app = flask.Flask("followed")
+    ChatStream(app)
+    assert asked == ["signals"]
+    assert app.extensions["chatstream"] in server.services()
+    app.test_client().get("/")
+    assert asked == ["signals", "end"]
+
+
+def test_a_body_that_did_not_come_is_no_fault_of_the_apps(caplog: pytest.LogCaptureFixture) -> None:
+    """Our workers raise RequestTimeout where the app reads: a 408 without a traceback."""
+    app = flask.Flask("uploads")
+    ChatStream(app)
+
+    @app.post("/upload")
+    def upload() -> str:
+        raise RequestTimeout
+
+    assert app.test_client().post("/upload").status_code == 408
+    assert caplog.records == []
+
+
+# Clients that do not take what they are sent
+
+
+class StuckClient:
+    """The client's socket, as the loop watches it."""
+
+    def __init__(self, *, stalled: bool = False, vanished: bool = False) -> None:
+        self._stalled, self._vanished = stalled, vanished
+        self.asked: list[float] = []
+        self.shut = False
+
+    def stalled(self, timeout: float) -> bool:
+        self.asked.append(timeout)
+        return self._stalled
+
+    def vanished(self) -> bool:
+        return self._vanished
+
+    def shutdown(self) -> None:
+        self.shut = True
+
+    def expect_end(self, patience: float) -> None: ...
+
+    def release(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("client", "cause"),
+    [
+        (StuckClient(stalled=True), "stalled"),
+        (StuckClient(vanished=True), "client"),
+        (StuckClient(stalled=True, vanished=True), "client"),
+        (StuckClient(), "cancel"),
+    ],
+)
+def test_clients_are_looked_at(
+    service: MakeService, gate: Gate, lines: Lines, client: StuckClient, cause: str
+) -> None:
+    """One that takes no bytes has STALLED, one that vanished is gone; its socket is shut down."""
+    us = service(send_timeout=60)
+    iterable = us.open(PAYLOAD, session_id="s-1")
+    iterable.stream.client = client
+    us._look_at_clients()
+    assert client.shut == (cause != "cancel")
+    us.abort("s-1")
+    iterable.close()
+    assert f" cause={cause} " in lines()[-1]
+
+
+def test_clients_of_streams_that_have_ended_are_looked_at_too(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """A whole answer that nobody takes must not hold its thread."""
+    us = service(send_timeout=60)
+    iterable = us.open(PAYLOAD)
+    assert next(iterable) == EVENT + DONE
+    client = iterable.stream.client = StuckClient(stalled=True)
+    us._look_at_clients()
+    assert client.shut
+    assert client.asked == [60]
+    iterable.close()
+
+
+@pytest.mark.parametrize(("send_timeout", "interval"), [(30, 7.5), (600, 7.5), (2, 0.5)])
+def test_how_often_clients_are_looked_at(
+    service: MakeService, monkeypatch: pytest.MonkeyPatch, send_timeout: float, interval: float
+) -> None:
+    """So that 30 s are at most 37.5, and one that vanished is noticed however long they are."""
+    delays: list[float] = []
+    us = service(send_timeout=send_timeout)
+    monkeypatch.setattr(us._loop, "call_later", lambda delay, callback: delays.append(delay))
+    us._look_at_clients()
+    assert delays == [interval]
+
+
+def test_clients_are_looked_at_from_the_first_one_on(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """One clock for all of them; after `stop` it begins anew."""
+    us = service()
+    looks: list[int] = []
+    us._look_at_clients = lambda: looks.append(1)  # type: ignore[method-assign]
+    assert walked(us.open(PAYLOAD)) == EVENT + DONE
+    assert looks == []
+    for expected in (1, 2):
+        for _ in range(3):
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                walked(us.open(PAYLOAD, environ={"gunicorn.socket": ours}))
+        assert len(looks) == expected
+        us.stop()
 
 
 def test_many_first_streams_at_once(service: MakeService, provider: responses.RequestsMock) -> None:

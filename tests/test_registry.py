@@ -45,6 +45,17 @@ def test_a_stream_is_found_by_its_session_by_its_id_and_by_both(registry: Regist
     assert [stream] == registry.live()
 
 
+def test_who_has_ended_has_its_slot_until_it_is_removed(registry: Registry) -> None:
+    """Not live, but held: its client may not have taken all of it."""
+    stream = live("s", "t")
+    registry.add(stream)
+    stream.complete()
+    assert registry.live() == []
+    assert registry.held() == [stream]
+    registry.remove(stream)
+    assert registry.held() == []
+
+
 @pytest.mark.parametrize(
     ("owner", "session_id", "stream_id"),
     [

@@ -1,0 +1,165 @@
+"""server: the gunicorn worker that this process is, and the word that it ends."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from chatstream import server
+from chatstream.server import enrol, follow_signals, gunicorn_worker, notice_end, post_worker_init
+from tests.conftest import eventually
+
+ENDS = {signal.SIGTERM: False, signal.SIGQUIT: True, signal.SIGINT: True, signal.SIGABRT: True}
+SIGNALS = [*ENDS, signal.SIGUSR1, signal.SIGWINCH]
+
+
+class Worker:
+    """As gunicorn's: its signal handlers are methods."""
+
+    def __init__(self) -> None:
+        self.sockets: Any = []
+        self.alive = True
+        self.handled: list[int] = []
+
+    def handle(self, number: int, frame: object) -> None:
+        self.handled.append(number)
+
+
+class Service:
+    """Notes what it is told, and by which thread."""
+
+    settings = None
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+        self.threads: list[int] = []
+        self.may_drain = threading.Event()
+        self.may_drain.set()
+
+    def drain(self, *, at_once: bool = False) -> None:
+        self.may_drain.wait(5)
+        self.threads.append(threading.get_ident())
+        self.told.append(at_once)
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    """This process is a worker of gunicorn's."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    worker = Worker()
+    for number in SIGNALS:
+        signal.signal(number, worker.handle)
+    yield worker
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+    """The only one that is enrolled."""
+    monkeypatch.setattr(server, "_services", type(server._services)())
+    service = Service()
+    enrol(service)
+    return service
+
+
+def test_no_worker() -> None:
+    """Under another server there is none, and no signal is touched."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert gunicorn_worker() is None
+    assert not follow_signals()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_gunicorns_master_is_no_worker(worker: Worker) -> None:
+    """It has no sockets of its own, and its signals are not ours: with preload_app we are there."""
+    worker.sockets = None
+    assert gunicorn_worker() is None
+    assert not follow_signals()
+
+
+def test_the_worker_is_found_also_when_its_signals_are_followed(worker: Worker) -> None:
+    """Before and after."""
+    assert gunicorn_worker() is worker
+    assert follow_signals()
+    assert gunicorn_worker() is worker
+
+
+@pytest.mark.parametrize(("number", "at_once"), ENDS.items())
+def test_a_signal_is_told_and_passed_on(
+    worker: Worker, service: Service, number: signal.Signals, at_once: bool
+) -> None:
+    """To the services, from a thread of its own, and to gunicorn."""
+    follow_signals()
+    signal.raise_signal(number)
+    assert worker.handled == [number]
+    eventually(lambda: service.told == [at_once], "the word")
+    assert threading.get_ident() not in service.threads
+
+
+def test_the_worker_does_not_wait_for_the_services(worker: Worker, service: Service) -> None:
+    """A signal interrupts whoever may hold the very lock that a service needs."""
+    follow_signals()
+    service.may_drain.clear()
+    signal.raise_signal(signal.SIGTERM)
+    assert worker.handled == [signal.SIGTERM]
+    assert service.told == []
+    service.may_drain.set()
+    eventually(lambda: service.told, "the word")
+
+
+def test_to_follow_twice_tells_once(worker: Worker, service: Service) -> None:
+    """Each app of a process asks, and each hook."""
+    follow_signals()
+    post_worker_init(worker)
+    signal.raise_signal(signal.SIGTERM)
+    eventually(lambda: service.told, "the word")
+    assert worker.handled == [signal.SIGTERM]
+    assert service.told == [False]
+
+
+def test_another_thread_cannot_follow(worker: Worker) -> None:
+    """As with a worker of threads and preload_app: the hook is for that."""
+    followed: list[bool] = []
+    thread = threading.Thread(target=lambda: followed.append(follow_signals()))
+    thread.start()
+    thread.join(5)
+    assert followed == [False]
+    signal.raise_signal(signal.SIGTERM)
+    assert worker.handled == [signal.SIGTERM]
+
+
+def test_an_apps_own_handler_is_kept(worker: Worker, service: Service) -> None:
+    """Whatever was there comes after ours; what is no function is left alone."""
+    got: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    assert follow_signals()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGQUIT)
+    assert got == [signal.SIGTERM]
+    eventually(lambda: service.told == [False], "the word")
+
+
+def test_a_worker_that_is_not_to_live_on(worker: Worker, service: Service) -> None:
+    """`max_requests` sends no signal; the next request sees it."""
+    notice_end()
+    assert service.told == []
+    worker.alive = False
+    notice_end()
+    assert service.told == [False]
+
+
+def test_a_service_that_is_gone_is_not_told(worker: Worker, service: Service) -> None:
+    """To be enrolled keeps nobody alive."""
+    another = Service()
+    enrol(another)
+    assert set(server.services()) == {service, another}
+    del another
+    gc.collect()
+    assert server.services() == [service]
