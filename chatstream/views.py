@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, current_app, request
 from flask.blueprints import BlueprintSetupState
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
 from chatstream.errors import Refused, StreamError
@@ -232,18 +232,33 @@ def _no_constant(name: str) -> None:
 
 
 def _bytes_body(limit: int) -> bytes:
+    announced = request.content_length or 0
+    if announced > limit:
+        raise _too_large(limit)
     try:
-        data = b""
-        if (request.content_length or 0) <= limit:
-            # What a hook of the app's has read already, werkzeug has kept.
-            data = request.stream.read(limit + 1) or request.get_data()
+        # What a hook of the app's has read already, werkzeug has kept.
+        data = _read(limit + 1) or request.get_data()
     except RequestEntityTooLarge:  # the app's own MAX_CONTENT_LENGTH
         raise _too_large(limit) from None
-    except HTTPException:
-        raise Refused("The body broke off.", code="bad_json") from None
-    if (request.content_length or 0) > limit or len(data) > limit:
+    except Exception:  # werkzeug's, the socket's, and each server's own for chunks that are none
+        raise _broken_off() from None
+    if len(data) > limit:
         raise _too_large(limit)
+    if len(data) < announced:
+        raise _broken_off()
     return data
+
+
+def _read(most: int) -> bytes:
+    """The body, up to `most` bytes. A single `read` may return less, and more may follow."""
+    data = bytearray()
+    while len(data) < most and (piece := request.stream.read(most - len(data))):
+        data += piece
+    return bytes(data)
+
+
+def _broken_off() -> Refused:
+    return Refused("The body broke off.", code="bad_json")
 
 
 def _too_large(limit: int) -> Refused:
