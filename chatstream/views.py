@@ -17,6 +17,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
 from chatstream.errors import Refused, StreamError
+from chatstream.openapi import document
 from chatstream.stream import StreamIterable
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _add_routes(state: BlueprintSetupState) -> None:
         ("/stream", "stream", stream),
         ("/cancel/<chatstream_anything:session_id>", "cancel", cancel),
         ("/cancel", "cancel", cancel),
+        ("/openapi.json", "openapi", openapi),
     ):
         endpoint = f"{state.name}.{name}"
         rule = app.url_rule_class(
@@ -110,6 +112,15 @@ def cancel(session_id: str = "") -> Any:
     except StreamError as error:
         return _json({"ok": False, "reason": error.code}, error.status)
     return _json({"ok": False, "reason": "not_found"}, 404)
+
+
+def openapi() -> Response:
+    """GET /openapi.json: what the routes are. It tells nothing of anybody, and asks for no name."""
+    if request.method not in ("GET", "HEAD"):
+        return _other_method("GET, HEAD, OPTIONS")
+    settings = _service().settings
+    root = request.root_path.rstrip("/")
+    return _json(document(settings.url_prefix, max_body=settings.max_body, root=root), 200)
 
 
 class StreamResponse(Response):
@@ -293,11 +304,12 @@ def _payload(body: dict[str, Any], service: Service) -> bytes:
         raise Refused("The body holds what JSON cannot carry.", code="bad_json") from None
 
 
-def _other_method() -> Response:
+def _other_method(allowed: str = "OPTIONS, POST") -> Response:
     if request.method == "OPTIONS":
-        return Response(status=204, headers={"Allow": "OPTIONS, POST"})
-    refusal = _refuse(Refused("Use POST.", code="method_not_allowed", status=405))
-    refusal.headers["Allow"] = "OPTIONS, POST"
+        return Response(status=204, headers={"Allow": allowed})
+    sentence = "Use POST." if "POST" in allowed else "Use GET."
+    refusal = _refuse(Refused(sentence, code="method_not_allowed", status=405))
+    refusal.headers["Allow"] = allowed
     return refusal
 
 
