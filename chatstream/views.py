@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, current_app, request
 from flask.blueprints import BlueprintSetupState
@@ -104,7 +105,7 @@ def cancel(session_id: str = "") -> Any:
     owner = _owner()
     if not isinstance(owner, str):
         return owner
-    stream_id = request.args.get("streamId")
+    stream_id = _argument("streamId")
     well_formed = ID.fullmatch(session_id) and (stream_id is None or ID.fullmatch(stream_id))
     try:
         if well_formed and _service().abort(session_id, stream_id, owner=owner):
@@ -220,6 +221,12 @@ def _owner() -> Any:
 
 def _is_response(value: object) -> bool:
     return isinstance(value, (Response, tuple)) or hasattr(value, "get_wsgi_response")
+
+
+def _argument(name: str) -> str | None:
+    """The query string's. Not werkzeug's `args`: bytes that are no UTF-8 would be a 500."""
+    query = parse_qs(request.query_string.decode("latin-1"), keep_blank_values=True)
+    return query.get(name, [None])[0]
 
 
 def _json_body(limit: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from flask.testing import FlaskClient
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 from werkzeug.exceptions import HTTPException
 from werkzeug.local import LocalProxy
-from werkzeug.test import EnvironBuilder, TestResponse
+from werkzeug.test import EnvironBuilder, TestResponse, run_wsgi_app
 
 from chatstream import ChatStream, Service
 from chatstream.bus.base import Claim, Request
@@ -697,6 +697,17 @@ def test_a_cancel_may_name_the_stream(chat: MakeChat, query: str) -> None:
     c = chat()
     walk = c.open(sessionId="s-1", streamId="t-1")
     assert c.cancel(f"/s-1{query}").status_code == 200
+    walk.close()
+
+
+@pytest.mark.parametrize("query", ["x=\xff", "\xff&streamId=t-1", "=&&&=\x80"])
+def test_a_cancels_query_may_hold_any_bytes(chat: MakeChat, query: str) -> None:
+    """Bytes that are no UTF-8, which werkzeug raises for, do not keep a cancel from its stream."""
+    c = chat()
+    walk = c.open(sessionId="s-1", streamId="t-1")
+    environ = EnvironBuilder(path=f"{CANCEL}/s-1", method="POST").get_environ()
+    run = run_wsgi_app(c.app, {**environ, "QUERY_STRING": query})
+    assert run[1] == "200 OK"
     walk.close()
 
 
