@@ -19,6 +19,7 @@ import requests
 import responses
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
+from werkzeug.wrappers import Response
 
 from chatstream import ChatStream, Service, errors, openapi, views
 from chatstream.bus.base import Claim, Request
@@ -163,7 +164,7 @@ def test_what_comes_after_the_first_byte() -> None:
 # The routes do what it says
 
 
-def assert_as_documented(operation: dict[str, Any], response: TestResponse) -> None:
+def assert_as_documented(operation: dict[str, Any], response: Response) -> None:
     """Status, media type, headers and JSON are those that the document gives for it."""
     told = operation["responses"][str(response.status_code)]
     for name, header in told.get("headers", {}).items():
