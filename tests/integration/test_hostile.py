@@ -34,8 +34,8 @@ NEXT = b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MIB = 1024 * 1024
 
 GROWTH = 32 * MIB
-"""What a worker's memory may grow by over 300 hostile requests. Ninety of them bring a body of which
-a MiB is read; malloc keeps some for each thread that has had one."""
+"""What a worker's memory may grow by over 300 hostile requests. Of ninety a body of a MiB is read,
+and malloc keeps some for each thread that has had one."""
 
 fuzzed = settings(
     derandomize=True,
@@ -218,6 +218,15 @@ headers = st.lists(st.tuples(header_names | junk, header_values), max_size=6).ma
 def test_any_request_line_and_headers(rig: Rig, line: bytes, headers: bytes, body: bytes) -> None:
     """Answered or closed at once; never a 500, whatever the line and the headers are."""
     sent(rig, line + b"\r\n" + headers + b"\r\n" + body)
+
+
+@fuzzed
+@given(path=junk, query=junk)
+def test_any_bytes_in_a_cancels_target(rig: Rig, path: bytes, query: bytes) -> None:
+    """A cancel of whatever: found nowhere, or refused by the server, or no request at all."""
+    first = b"POST /api/chat/cancel/" + path + b"?" + query + b" HTTP/1.1\r\n"
+    answer = sent(rig, first + b"Host: localhost\r\n\r\n")
+    assert 200 not in statuses(answer)
 
 
 @fuzzed
