@@ -154,6 +154,7 @@ BAD_CHUNKS = {
     "a line that does not end": b"1" * (MAX_LINE + 1),
     "an extension that does not end": b"5;" + b"a" * MAX_LINE,
     "a trailer that does not end": b"0\r\n" + b"a" * (MAX_LINE + 1),
+    "an extension that ends too late": b"5;" + b"a" * MAX_LINE + b"\r\nhello\r\n",
 }
 
 
