@@ -94,10 +94,13 @@ class Chunked:
                 self._after_data = not self._left
                 continue
             end = data.find(b"\n", position)
+            line = data[position : end if end >= 0 else len(data)]
+            if len(line) > MAX_LINE:
+                raise BadFraming("a chunk's size line does not end")
             if end < 0:
-                self._keep(data[position:])
+                self._rest = line
                 return b"".join(body)
-            self._line(data[position:end].removesuffix(b"\r"))
+            self._line(line.removesuffix(b"\r"))
             position = end + 1
         if self.finished and position < len(data):
             self.reusable = False  # bytes nobody asked for
@@ -105,11 +108,6 @@ class Chunked:
 
     def eof(self) -> None:
         raise BadFraming("the body ended inside its chunks")
-
-    def _keep(self, rest: bytes) -> None:
-        if len(rest) > MAX_LINE:
-            raise BadFraming("a chunk's size line does not end")
-        self._rest = rest
 
     def _line(self, line: bytes) -> None:
         if self._in_trailer:

@@ -10,13 +10,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, current_app, request
 from flask.blueprints import BlueprintSetupState
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
 from chatstream.errors import Refused, RequestTimeout, StreamError
+from chatstream.openapi import document
 from chatstream.stream import StreamIterable
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def _add_routes(state: BlueprintSetupState) -> None:
         ("/stream", "stream", stream),
         ("/cancel/<chatstream_anything:session_id>", "cancel", cancel),
         ("/cancel", "cancel", cancel),
+        ("/openapi.json", "openapi", openapi),
     ):
         endpoint = f"{state.name}.{name}"
         rule = app.url_rule_class(
@@ -102,7 +105,7 @@ def cancel(session_id: str = "") -> Any:
     owner = _owner()
     if not isinstance(owner, str):
         return owner
-    stream_id = request.args.get("streamId")
+    stream_id = _argument("streamId")
     well_formed = ID.fullmatch(session_id) and (stream_id is None or ID.fullmatch(stream_id))
     try:
         if well_formed and _service().abort(session_id, stream_id, owner=owner):
@@ -110,6 +113,15 @@ def cancel(session_id: str = "") -> Any:
     except StreamError as error:
         return _json({"ok": False, "reason": error.code}, error.status)
     return _json({"ok": False, "reason": "not_found"}, 404)
+
+
+def openapi() -> Response:
+    """GET /openapi.json: what the routes are. It tells nothing of anybody, and asks for no name."""
+    if request.method not in ("GET", "HEAD"):
+        return _other_method("GET, HEAD, OPTIONS")
+    settings = _service().settings
+    root = request.root_path.rstrip("/")
+    return _json(document(settings.url_prefix, max_body=settings.max_body, root=root), 200)
 
 
 def timed_out(error: RequestTimeout) -> Response:
@@ -216,6 +228,12 @@ def _is_response(value: object) -> bool:
     return isinstance(value, (Response, tuple)) or hasattr(value, "get_wsgi_response")
 
 
+def _argument(name: str) -> str | None:
+    """The query string's. Not werkzeug's `args`: bytes that are no UTF-8 would be a 500."""
+    query = parse_qs(request.query_string.decode("latin-1"), keep_blank_values=True)
+    return query.get(name, [None])[0]
+
+
 def _json_body(limit: int) -> dict[str, Any]:
     if request.mimetype != "application/json":
         raise Refused(
@@ -237,18 +255,33 @@ def _no_constant(name: str) -> None:
 
 
 def _bytes_body(limit: int) -> bytes:
+    announced = request.content_length or 0
+    if announced > limit:
+        raise _too_large(limit)
     try:
-        data = b""
-        if (request.content_length or 0) <= limit:
-            # What a hook of the app's has read already, werkzeug has kept.
-            data = request.stream.read(limit + 1) or request.get_data()
+        # What a hook of the app's has read already, werkzeug has kept.
+        data = _read(limit + 1) or request.get_data()
     except RequestEntityTooLarge:  # the app's own MAX_CONTENT_LENGTH
         raise _too_large(limit) from None
-    except (HTTPException, OSError):  # OSError: the client reset, or did not go on
-        raise Refused("The body broke off.", code="bad_json") from None
-    if (request.content_length or 0) > limit or len(data) > limit:
+    except Exception:  # werkzeug's, the socket's, and each server's own for chunks that are none
+        raise _broken_off() from None
+    if len(data) > limit:
         raise _too_large(limit)
+    if len(data) < announced:
+        raise _broken_off()
     return data
+
+
+def _read(most: int) -> bytes:
+    """The body, up to `most` bytes. A single `read` may return less, and more may follow."""
+    data = bytearray()
+    while len(data) < most and (piece := request.stream.read(most - len(data))):
+        data += piece
+    return bytes(data)
+
+
+def _broken_off() -> Refused:
+    return Refused("The body broke off.", code="bad_json")
 
 
 def _too_large(limit: int) -> Refused:
@@ -283,11 +316,12 @@ def _payload(body: dict[str, Any], service: Service) -> bytes:
         raise Refused("The body holds what JSON cannot carry.", code="bad_json") from None
 
 
-def _other_method() -> Response:
+def _other_method(allowed: str = "OPTIONS, POST") -> Response:
     if request.method == "OPTIONS":
-        return Response(status=204, headers={"Allow": "OPTIONS, POST"})
-    refusal = _refuse(Refused("Use POST.", code="method_not_allowed", status=405))
-    refusal.headers["Allow"] = "OPTIONS, POST"
+        return Response(status=204, headers={"Allow": allowed})
+    sentence = "Use POST." if "POST" in allowed else "Use GET."
+    refusal = _refuse(Refused(sentence, code="method_not_allowed", status=405))
+    refusal.headers["Allow"] = allowed
     return refusal
 
 

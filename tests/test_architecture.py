@@ -28,7 +28,7 @@ FLOORS = [
     {"simulator.server"},
     {"simulator.command"},
     {"simulator", "simulator.__main__"},
-    {"errors", "sse", "framing", "outcome", "native", "liveness"},
+    {"errors", "sse", "framing", "outcome", "native", "liveness", "openapi"},
     {"config", "loop", "server", "bus.base", "bus.record_locks", "bus.scripts"},
     {"stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
     {"registry", "upstream", "bus.seat"},
@@ -153,7 +153,8 @@ def test_one_foreign_library_one_room(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sse", "framing", "outcome", "config", "errors", "bus.base", "workers.arrival"]
+    "module",
+    ["sse", "framing", "outcome", "config", "errors", "openapi", "bus.base", "workers.arrival"],
 )
 def test_the_pure_cores_do_no_io(module: str) -> None:
     """What is pure imports neither sockets nor threads nor clocks."""

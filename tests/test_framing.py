@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chatstream.framing import MAX_LINE, BadFraming, Chunked, Framing, Length, UntilClose
 
@@ -74,6 +76,69 @@ def test_bytes_after_the_last_chunk_spoil_the_connection(pieces: list[bytes]) ->
     assert not framing.reusable
 
 
+datas = st.binary(max_size=20) | st.sampled_from([b"\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n"])
+sizes = st.sampled_from([b"%x", b"%X", b"00%x", b"%x;a=b", b"%x ", b" %x", b'%x;q="0"'])
+line_ends = st.sampled_from([b"\r\n", b"\n"])
+chunks = st.builds(
+    lambda data, size, end: (size % len(data) + end + data + end, data),
+    datas.filter(bool),
+    sizes,
+    line_ends,
+)
+lasts = st.builds(
+    lambda size, end, trailers: size % 0 + end + b"".join(t + end for t in trailers) + end,
+    sizes,
+    line_ends,
+    st.lists(st.sampled_from([b"X: y", b"0", b"5"]), max_size=2),
+)
+
+
+def fed(raw: bytes, cuts: list[int]) -> tuple[bytes, bool, bool] | None:
+    """The body, and whether it is finished and the connection reusable; None if it is a fault."""
+    edges = [0, *sorted(min(cut, len(raw)) for cut in cuts), len(raw)]
+    framing, body = Chunked(), b""
+    try:
+        for start, end in itertools.pairwise(edges):
+            if not framing.finished:  # whoever reads asks no further
+                body += framing.feed(raw[start:end])
+    except BadFraming:
+        return None
+    return body, framing.finished, framing.reusable
+
+
+fuzzed = settings(max_examples=300, deadline=None, database=None, derandomize=True)
+
+
+@fuzzed
+@given(parts=st.lists(chunks, max_size=6), last=lasts, cuts=st.lists(st.integers(0, 250)))
+def test_any_chunking_cut_anywhere(
+    parts: list[tuple[bytes, bytes]], last: bytes, cuts: list[int]
+) -> None:
+    """However a body was cut into chunks, and these into reads, it is the same body."""
+    raw = b"".join(chunk for chunk, _ in parts) + last
+    body = b"".join(data for _, data in parts)
+    assert (body, True, True) == fed(raw, cuts)
+    assert (body, True, True) == fed(raw, list(range(len(raw))))
+
+
+@fuzzed
+@given(
+    raw=st.lists(
+        st.sampled_from([b"\r\n", b"\n", b"\r", b"0", b"5", b"a", b";", b"-", b" ", b"hello"])
+        | st.binary(max_size=4),
+        max_size=16,
+    ).map(b"".join),
+    cuts=st.lists(st.integers(0, 60)),
+)
+def test_any_bytes_as_chunks(raw: bytes, cuts: list[int]) -> None:
+    """Bytes that are no chunks are a fault, or none, whatever the cuts; nothing else is raised."""
+    whole, cut = fed(raw, []), fed(raw, cuts)
+    if whole is None or cut is None:
+        assert whole is cut
+    else:
+        assert whole[:2] == cut[:2]
+
+
 BAD_CHUNKS = {
     "no number": b"hello\r\n",
     "empty line": b"\r\n",
@@ -89,6 +154,7 @@ BAD_CHUNKS = {
     "a line that does not end": b"1" * (MAX_LINE + 1),
     "an extension that does not end": b"5;" + b"a" * MAX_LINE,
     "a trailer that does not end": b"0\r\n" + b"a" * (MAX_LINE + 1),
+    "an extension that ends too late": b"5;" + b"a" * MAX_LINE + b"\r\nhello\r\n",
 }
 
 

@@ -109,14 +109,66 @@ line_ends_and_text = st.lists(
 )
 def test_any_bytes_cut_anywhere(data: bytes, cuts: list[int]) -> None:
     """Blocks joined are the input less a tail in which no event has ended, whatever the cuts."""
-    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    blocks = fed(*(data[a:b] for a, b in itertools.pairwise(edges)))
+    blocks = fed(*pieces_of(data, cuts))
     joined = b"".join(blocks)
     half_crlf = re.search(rb"\n\r\Z", data) is not None
     assert data.startswith(joined)
     assert dispatched(data[:-1] if half_crlf else data) == dispatched(joined)
     if b"\r\r\n" not in data:  # where the LF may come alone, and then begins the next block
         assert fed(data) == blocks
+
+
+def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
+    """`data`, cut there."""
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def taken(pieces: list[bytes], max_event: int) -> tuple[list[bytes], bool]:
+    """The blocks and the overflow; nothing more is fed after one. What is kept never exceeds it."""
+    splitter, blocks = Splitter(max_event), []
+    for piece in pieces:
+        blocks += splitter.feed(piece)
+        if splitter.overflow:
+            break
+        assert len(splitter._buffer) <= max_event
+    return blocks, splitter.overflow
+
+
+@settings(max_examples=400, deadline=None, database=None, derandomize=True)
+@given(
+    data=st.one_of(line_ends_and_text, st.binary(max_size=40)),
+    cuts=st.lists(st.integers(0, 60)),
+    max_event=st.integers(1, 24),
+)
+def test_any_bytes_with_any_bound(data: bytes, cuts: list[int], max_event: int) -> None:
+    """Which event is too long does not depend on the cuts, and no more than the bound is kept."""
+    blocks, overflow = taken(pieces_of(data, cuts), max_event)
+    assert data.startswith(b"".join(blocks))
+    assert all(len(block) <= max_event for block in blocks)
+    if b"\r\r\n" not in data:  # where the LF may come alone, and then begins the next block
+        assert (blocks, overflow) == taken([data], max_event)
+        assert (blocks, overflow) == taken([data[i : i + 1] for i in range(len(data))], max_event)
+        unbounded = fed(data)
+        assert blocks == unbounded[: len(blocks)]
+        assert overflow or blocks == unbounded
+
+
+@pytest.mark.parametrize("piece", [b"x" * 65_536, b"data: x\n" * 8_192, b"x\r" * 999])
+def test_an_endless_event_takes_no_more_memory_than_the_bound(piece: bytes) -> None:
+    """16 MiB of an event that does not end: what is kept is the bound and a read, at most twice."""
+    splitter, reads = Splitter(), 0
+    tracemalloc.start()
+    try:
+        while not splitter.overflow and reads * len(piece) < 16 * 1024 * 1024:
+            splitter.feed(piece)
+            reads += 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert splitter.overflow
+    assert sse.MAX_EVENT < reads * len(piece) <= sse.MAX_EVENT + len(piece)
+    assert peak < 2 * (sse.MAX_EVENT + len(piece))
 
 
 @pytest.mark.parametrize(

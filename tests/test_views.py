@@ -20,7 +20,7 @@ from flask.testing import FlaskClient
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 from werkzeug.exceptions import HTTPException
 from werkzeug.local import LocalProxy
-from werkzeug.test import EnvironBuilder, TestResponse
+from werkzeug.test import EnvironBuilder, TestResponse, run_wsgi_app
 
 from chatstream import ChatStream, Service
 from chatstream.bus.base import Claim, Request
@@ -522,6 +522,83 @@ def test_a_body_that_breaks_off(chat: MakeChat) -> None:
     assert_refused(response, 400, "bad_json")
 
 
+def test_a_body_that_breaks_off_where_it_could_end(
+    chat: MakeChat, provider: responses.RequestsMock
+) -> None:
+    """What came may be whole JSON, and is not what was announced. Some servers just end it."""
+    response = chat().client.post(
+        STREAM,
+        content_type="application/json",
+        environ_overrides={
+            "wsgi.input": io.BytesIO(body_of(200)),
+            "wsgi.input_terminated": True,
+            "CONTENT_LENGTH": "300",
+        },
+    )
+    assert_refused(response, 400, "bad_json")
+    assert len(provider.calls) == 0
+
+
+class Faulty(Unreadable):
+    """A body in which the server finds a fault, after what has come before."""
+
+    def __init__(self, before: bytes, error: Exception) -> None:
+        self.before, self.error = before, error
+
+    def readinto(self, buffer: Any) -> int:
+        piece, self.before = self.before, b""
+        if not piece:
+            raise self.error
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("bad chunk size"), ConnectionResetError(), Exception("bad trailer")], ids=repr
+)
+@pytest.mark.parametrize("before", [b"", with_messages('"a":1')], ids=["at once", "at the end"])
+def test_a_body_in_which_the_server_finds_a_fault(
+    chat: MakeChat, provider: responses.RequestsMock, before: bytes, error: Exception
+) -> None:
+    """Chunks that are none, a reset: each server raises what it likes. A 400, and no traceback."""
+    response = chat().client.post(
+        STREAM,
+        content_type="application/json",
+        environ_overrides={"wsgi.input": Faulty(before, error), "wsgi.input_terminated": True},
+    )
+    assert_refused(response, 400, "bad_json")
+
+
+class Slow(Unreadable):
+    """A body that comes byte by byte: each read gives one."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = io.BytesIO(data)
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self.data.read(1)
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@pytest.mark.parametrize("headers", [{}, {"CONTENT_LENGTH": "200"}], ids=["chunked", "length"])
+def test_a_body_that_comes_in_pieces(
+    chat: MakeChat, answers: responses.RequestsMock, headers: dict[str, str]
+) -> None:
+    """A server's `read` may return less than it was asked for: the body goes on all the same."""
+    response = chat().client.post(
+        STREAM,
+        content_type="application/json",
+        environ_overrides={
+            "wsgi.input": Slow(body_of(200)),
+            "wsgi.input_terminated": True,
+            **headers,
+        },
+        buffered=True,
+    )
+    assert response.status_code == 200
+
+
 def test_a_full_worker_is_busy(chat: MakeChat, answers: responses.RequestsMock) -> None:
     """With every slot taken: 503 `busy` with Retry-After, until one is free again."""
     c = chat(MAX_STREAMS="1")
@@ -620,6 +697,17 @@ def test_a_cancel_may_name_the_stream(chat: MakeChat, query: str) -> None:
     c = chat()
     walk = c.open(sessionId="s-1", streamId="t-1")
     assert c.cancel(f"/s-1{query}").status_code == 200
+    walk.close()
+
+
+@pytest.mark.parametrize("query", ["x=\xff", "\xff&streamId=t-1", "=&&&=\x80"])
+def test_a_cancels_query_may_hold_any_bytes(chat: MakeChat, query: str) -> None:
+    """Bytes that are no UTF-8, which werkzeug raises for, do not keep a cancel from its stream."""
+    c = chat()
+    walk = c.open(sessionId="s-1", streamId="t-1")
+    environ = EnvironBuilder(path=f"{CANCEL}/s-1", method="POST").get_environ()
+    run = run_wsgi_app(c.app, {**environ, "QUERY_STRING": query})
+    assert run[1] == "200 OK"
     walk.close()
 
 

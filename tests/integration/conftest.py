@@ -243,7 +243,8 @@ def rigs(
             else:
                 tls = {"certfile": certificate.cert} if "tls" in kind else {}
                 delay = {"handshake_delay": 60.0} if "stalled" in kind else {}
-                provider = closing(Provider(**tls, **delay))
+                short = {"defaults": {"tokens": 1, "rate": 0}} if kind == "short answers" else {}
+                provider = closing(Provider(**tls, **delay, **short))
                 url = provider.url
                 if delay:  # it cannot be asked
                     provider, extra = None, provider

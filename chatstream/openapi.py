@@ -1,0 +1,323 @@
+"""What the routes are, for machines: an OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1).
+
+Pure: no I/O. The words are those of README.md, "The wire"; tests hold this against what the routes
+do, and fuzz the routes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PATTERN = "^[A-Za-z0-9._:-]{1,128}$"
+"""A sessionId or streamId: `views.ID`, in JSON Schema's words."""
+
+BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
+    400: (
+        "The request is not what it should be, or the provider rejected it.",
+        {
+            "bad_json": "the body is no JSON object, or broke off",
+            "bad_messages": "messages is not a non-empty list of objects with a role",
+            "bad_id": "sessionId or streamId has another form",
+            "upstream_rejected": "the provider rejected the request; its message",
+        },
+    ),
+    401: ("The caller has no name.", {"unauthenticated": "log in first"}),
+    409: (
+        "The name is taken.",
+        {"conflict": "the stream, or where so set the session, is live in some worker"},
+    ),
+    413: ("The body is too long.", {"too_large": "nothing of it was used"}),
+    415: (
+        "The body does not say that it is JSON.",
+        {"unsupported_media_type": "send Content-Type: application/json"},
+    ),
+    429: (
+        "The provider is limiting this service's rate.",
+        {"upstream_rate_limited": "with the provider's Retry-After, if it gave one"},
+    ),
+    502: (
+        "The provider failed.",
+        {
+            "upstream_connect": "no connection: name, address, TLS, proxy",
+            "upstream_unreachable": "the provider closed without an answer",
+            "upstream_error": "the provider failed (5xx)",
+            "upstream_auth": "the provider refused the service's key (401, 403)",
+            "upstream_not_stream": "a 200 that is no event stream, an encoded body, a redirect",
+            "upstream_idle": "headers, and then nothing for too long",
+            "upstream_truncated": "headers, and then the end",
+            "event_too_large": "the first event has more than 1 MiB",
+        },
+    ),
+    503: (
+        "No room, or the worker is going away.",
+        {
+            "busy": "every slot is taken, or descriptors ran out; with Retry-After",
+            "shutting_down": "the service is restarting",
+        },
+    ),
+    504: (
+        "It took too long.",
+        {
+            "upstream_timeout": "the provider sent no headers in time",
+            "deadline": "the stream's deadline passed",
+            "unconfirmed": "the session has streams in four workers, and all of them hang",
+        },
+    ),
+}
+"""Status, sentence and reasons of the refusals of a stream, before its first byte."""
+
+AFTER = (
+    *(reason for reason in BEFORE[502][1]),
+    "upstream_timeout",
+    "upstream_rate_limited",
+    "upstream_rejected",
+    "busy",
+    "deadline",
+    "shutting_down",
+)
+"""The codes that an `event: error` can have. With headers that come late, nearly all refusals."""
+
+_STREAM = """\
+Relays the provider's answer as Server-Sent Events, byte for byte, whole events only, up to
+`data: [DONE]`. Comments are passed on; in silence `: ping` comments go out. After the first byte a
+fault is one `event: error` (its data: the schema `ErrorEvent`), and the end. A stop adds nothing:
+the body ends. To stop, close the connection or use the cancel route.
+
+The app in which this is mounted may answer for itself, before it or instead: a login page, a check
+of CSRF."""
+
+_CANCEL = """\
+Stops a stream, whichever worker of whichever host has it. Its body is not looked at. A cancel that
+names a streamId which has not started is answered with 404 and remembered for 30 s: if that stream
+then starts, it is born aborted."""
+
+_SSE = "text/event-stream"
+_JSON = "application/json"
+
+
+def document(url_prefix: str, *, max_body: int, root: str = "") -> dict[str, Any]:
+    """The document. Holds nothing of a user, a key or a provider.
+
+    Args:
+        url_prefix: Where the routes are mounted in their app.
+        max_body: Longest request body, bytes.
+        root: Where the app is mounted in its server (WSGI's SCRIPT_NAME).
+    """
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "chatstream",
+            "version": "1",
+            "description": "Relays an LLM provider's answer as Server-Sent Events, and stops it.",
+        },
+        "servers": [{"url": root or "/"}],
+        "paths": {
+            f"{url_prefix}/stream": {
+                "post": _stream(max_body),
+                "options": _options("stream", "OPTIONS, POST"),
+            },
+            f"{url_prefix}/cancel/{{sessionId}}": {
+                "post": _cancel(),
+                "options": {
+                    **_options("cancel", "OPTIONS, POST"),
+                    "parameters": [_parameter("sessionId", "path", {"type": "string"})],
+                },
+            },
+            f"{url_prefix}/openapi.json": {
+                "get": _itself("get"),
+                "head": _itself("head"),
+                "options": _options("openapi", "GET, HEAD, OPTIONS"),
+            },
+        },
+        "components": {"schemas": {"ChatRequest": _chat_request(), "ErrorEvent": _error_event()}},
+    }
+
+
+def _stream(max_body: int) -> dict[str, Any]:
+    return {
+        "operationId": "stream",
+        "summary": "Streams one answer.",
+        "description": _STREAM,
+        "requestBody": {
+            "description": f"JSON in UTF-8, of at most {max_body} bytes.",
+            "required": True,
+            "content": {_JSON: {"schema": _ref("ChatRequest")}},
+        },
+        "responses": {
+            "200": {
+                "description": "The answer; without a byte where a stop came before the headers.",
+                "headers": {
+                    "X-Session-Id": _header(_id(), "The chat."),
+                    "X-Stream-Id": _header(_id(), "This one answer."),
+                    "Cache-Control": _header(_word("no-cache, no-transform")),
+                    "X-Accel-Buffering": _header(_word("no"), "For nginx."),
+                },
+                # No type: to some tools a schema is of the whole text, to others of each event.
+                "content": {_SSE: {"schema": {"description": "Events, pings, [DONE]."}}},
+            },
+            **{str(status): _refusal(status) for status in BEFORE},
+            "405": _other_method("OPTIONS, POST"),
+        },
+    }
+
+
+def _cancel() -> dict[str, Any]:
+    return {
+        "operationId": "cancel",
+        "summary": "Stops a stream.",
+        "description": _CANCEL,
+        "parameters": [
+            _parameter("sessionId", "path", _id()),
+            _parameter("streamId", "query", _id()),
+        ],
+        "responses": {
+            "200": _json(
+                "The provider's connection was shut down.",
+                _exactly(ok=_flag(True), cancelled=_flag(True)),
+            ),
+            "401": _refusal(401),
+            "404": _json("Nothing by that name is live, in any worker.", _not("not_found")),
+            "405": _other_method("OPTIONS, POST"),
+            "503": _json(
+                "It is not this worker's, and whose it is cannot be found out.",
+                _not("bus_unavailable"),
+            ),
+            "504": _json(
+                "The worker that has the stream does not answer; it stops the stream when it does.",
+                _not("unconfirmed"),
+            ),
+        },
+    }
+
+
+def _itself(method: str) -> dict[str, Any]:
+    found = _json("This document.", {"type": "object", "required": ["openapi", "paths"]})
+    if method == "head":
+        del found["content"]
+    return {
+        "operationId": f"openapi_{method}",
+        "summary": "This document.",
+        "security": [],
+        "responses": {"200": found, "405": _other_method("GET, HEAD, OPTIONS")},
+    }
+
+
+def _options(route: str, methods: str) -> dict[str, Any]:
+    return {
+        "operationId": f"{route}_options",
+        "summary": "What is allowed.",
+        "security": [],
+        "responses": {
+            "204": {
+                "description": "The methods.",
+                "headers": {"Allow": _header(_word(methods))},
+            }
+        },
+    }
+
+
+def _chat_request() -> dict[str, Any]:
+    """What is checked. All the rest is the provider's to judge."""
+    name = {"type": ["string", "null"], "pattern": PATTERN}
+    return {
+        "type": "object",
+        "required": ["messages"],
+        "properties": {
+            "messages": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "required": ["role"],
+                    "properties": {"role": {"type": "string"}},
+                },
+            },
+            "sessionId": {**name, "description": "The chat; made up when missing."},
+            "streamId": {**name, "description": "This one answer; made up when missing."},
+            "model": {"description": "The provider's; has a default."},
+            "stream": {"description": "Forced to true."},
+        },
+        "additionalProperties": {"description": "Goes to the provider as it is."},
+    }
+
+
+def _error_event() -> dict[str, Any]:
+    return _exactly(
+        error=_exactly(
+            message={"type": "string"},
+            type=_word("service_error", "upstream_error"),
+            code=_word(*AFTER),
+        )
+    )
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    sentence, reasons = BEFORE[status]
+    response = _refused(sentence, reasons)
+    if status in (429, 503):
+        response["headers"]["Retry-After"] = {"schema": {"type": "string"}}
+    return response
+
+
+def _other_method(methods: str) -> dict[str, Any]:
+    response = _refused(
+        "The answer to every other method.", {"method_not_allowed": f"use {methods}"}
+    )
+    response["headers"]["Allow"] = _header(_word(methods))
+    return response
+
+
+def _refused(sentence: str, reasons: Mapping[str, str]) -> dict[str, Any]:
+    meanings = "".join(f"\n- `{reason}`: {meaning}" for reason, meaning in reasons.items())
+    return _json(
+        f"{sentence}\n{meanings}",
+        _exactly(ok=_flag(False), reason=_word(*reasons), message={"type": "string"}),
+    )
+
+
+def _not(reason: str) -> dict[str, Any]:
+    return _exactly(ok=_flag(False), reason=_word(reason))
+
+
+def _json(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "description": description,
+        "headers": {"Cache-Control": _header(_word("no-store"))},
+        "content": {_JSON: {"schema": schema}},
+    }
+
+
+def _exactly(**properties: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with these members and no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _header(schema: Mapping[str, Any], description: str = "") -> dict[str, Any]:
+    described = {"description": description} if description else {}
+    return {**described, "required": True, "schema": schema}
+
+
+def _parameter(name: str, place: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema}
+
+
+def _word(*words: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(words)}
+
+
+def _flag(value: bool) -> dict[str, Any]:
+    return {"type": "boolean", "const": value}
+
+
+def _id() -> dict[str, Any]:
+    return {"type": "string", "pattern": PATTERN}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
