@@ -28,6 +28,7 @@ threads = _count("CHATSTREAM_THREADS", 64)
 worker_connections = max(1000, 2 * threads)
 keepalive = 5  # that it is not 0 counts: CHATSTREAM_KEEPALIVE_TIMEOUT says how long
 graceful_timeout = 30
+forwarder_headers = ""  # else a client of a proxy on this host could send SCRIPT_NAME and PATH_INFO
 
 # A stream takes four descriptors, five while its provider is being called.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -489,3 +489,12 @@ def _switches(pid: int) -> int:
         match = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.M)
         total += int(match[1]) if match else 0
     return total
+
+
+@pytest.mark.parametrize("name", ["SCRIPT_NAME", "PATH_INFO"])
+def test_a_client_does_not_say_where_the_app_is(rig: Rig, name: str) -> None:
+    """By default gunicorn believes these headers of whoever is on the same host, as a proxy is."""
+    client = rig.client()
+    client.sock.sendall(f"GET /hello HTTP/1.1\r\nHost: x\r\n{name}: /else\r\n\r\n".encode())
+    assert client.head()[0] in (200, 400)
+    assert "Traceback" not in rig.server.log()
