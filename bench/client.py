@@ -28,11 +28,11 @@ def chat(path: str, simulate: dict[str, object], **ids: str) -> bytes:
 class Connection:
     """One connection, kept alive. `receive_buffer` is SO_RCVBUF; 0 leaves it to the kernel."""
 
-    def __init__(self, address: Address, *, receive_buffer: int = 0) -> None:
+    def __init__(self, address: Address, *, receive_buffer: int = 0, timeout: float = 30) -> None:
         self._sock = socket.socket()
         if receive_buffer:  # before connect(): it bounds the window that is offered
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self._sock.settimeout(30)
+        self._sock.settimeout(timeout)
         self._sock.connect(address)
         self.send = self._sock.sendall
         self.close = self._sock.close

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bench.buses import claims, hosts, workers
 from bench.client import Connection, Figures, chat, request
+from bench.receiving import receiving
 from bench.rows import Row, Sizes, summary
 from bench.servers import (
     Stand,
@@ -275,4 +276,5 @@ MEASUREMENTS: dict[str, Callable[[str, Sizes], Iterator[Row]]] = {
     "workers": workers,
     "hosts": hosts,
     "claims": claims,
+    "receiving": receiving,
 }

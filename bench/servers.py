@@ -40,8 +40,13 @@ class Stand:
 
 
 @contextlib.contextmanager
-def stand(worker_class: str, threads: int, **settings: str) -> Iterator[Stand]:
-    """Runs a simulator and gunicorn as the repository configures it, with `settings` set."""
+def stand(
+    worker_class: str, threads: int, *, own_worker: str | None = None, **settings: str
+) -> Iterator[Stand]:
+    """Runs a simulator and gunicorn as the repository configures it, with `settings` set.
+
+    With gunicorn's own worker of that name, if one is given.
+    """
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(tempfile.NamedTemporaryFile("w+", prefix="chatstream-bench-"))
         command = ["chatstream.simulator", "--port", "0", "--quiet"]
@@ -57,8 +62,11 @@ def stand(worker_class: str, threads: int, **settings: str) -> Iterator[Stand]:
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         address, fd = listener.getsockname(), listener.fileno()
         settings["CHATSTREAM_BIND"] = f"fd://{fd}"
+        options = ["--worker-class", own_worker] if own_worker else []
         master = stack.enter_context(
-            _python(["gunicorn", "wsgi:app"], settings, stdout=log, stderr=log, pass_fds=[fd])
+            _python(
+                ["gunicorn", *options, "wsgi:app"], settings, stdout=log, stderr=log, pass_fds=[fd]
+            )
         )
         listener.close()
         try:  # the request waits in the listener's queue until the worker is there
