@@ -156,6 +156,11 @@ class Server:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
+    def errors(self) -> list[str]:
+        """What gunicorn, an app or the interpreter says when something went wrong."""
+        bad = re.compile(r"Traceback|(\[|^)(ERROR|CRITICAL)\b|Exception ignored")
+        return [line for line in self.log().splitlines() if bad.search(line)]
+
     def lines_of(self, session: str) -> list[str]:
         return [line for line in self.log().splitlines() if f"[SSE] {session} " in line]
 
