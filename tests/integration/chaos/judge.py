@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,8 @@ class Judge:
     def _wrong_answer(self, visit: Visit, press: Press) -> Iterator[str]:
         begin, end = press.begin_ns, press.end_ns
         if press.status == 0:
-            if not self._stage.shocks_between(begin, end, "kill"):
+            between = partial(self._stage.shocks_between, begin, end)
+            if not between("kill") and not between("term"):
                 yield f"a cancel got no answer: {press.reason}"
         elif _ANSWERS.get(press.status) != press.reason:
             yield f"a cancel got {press.status} {press.reason}"
@@ -183,10 +185,10 @@ class Judge:
             yield f"{visit.script.raw[0][:60]!r} got {reader.status}"
 
     def _excused(self, visit: Visit, reader: Reader) -> bool:
-        """Whether there is no answer because its worker was killed."""
-        return reader.status == 0 and bool(
-            self._stage.shocks_between(visit.begin_ns, visit.end_ns, "kill")
-        )
+        """Whether there is no answer because its worker was killed, or ends."""
+        between = partial(self._stage.shocks_between, visit.begin_ns, visit.end_ns)
+        ends = reader.status == 503 and between("term")
+        return bool(ends or (reader.status == 0 and (between("kill") or between("term"))))
 
     # Outcomes
 
@@ -220,6 +222,8 @@ class Judge:
 
     def _wrong_ending(self, visit: Visit, which: int, ending: Ending) -> Iterator[str]:
         expected = self._expected(visit, which)
+        if ending.pid in self._stage.terminated:
+            expected.add("aborted shutdown")
         if ending.word not in expected:
             yield f"{visit.script.stream(which)} is {ending.word!r}, not {sorted(expected)}"
         if any(press.status == 200 for press in visit.presses) and ending.word != "aborted cancel":
@@ -243,8 +247,6 @@ class Judge:
                 if calm and not self._killed(visit)
                 else {"completed", "aborted superseded", "aborted client"}
             )
-        if self._stage.shocks_between(visit.begin_ns, visit.end_ns, "term"):
-            return {_USUAL[script.act], *_by_itself(script), "aborted shutdown"}
         if script.act == "read":
             return _by_itself(script)
         expected = {_USUAL[script.act]}
@@ -257,8 +259,8 @@ class Judge:
     def _wrong_body(
         self, visit: Visit, which: int, reader: Reader, ending: Ending
     ) -> Iterator[str]:
-        if ending.word == "aborted client":
-            return  # nobody was there
+        if ending.word in ("aborted client", "aborted shutdown"):
+            return  # nobody was there; or it was told, in whichever way
         name, blocks = visit.script.stream(which), reader.blocks
         if reader.end != "whole" and not visit.gave_up:
             yield f"the body of {name} is {reader.end}"

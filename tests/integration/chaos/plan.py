@@ -12,7 +12,7 @@ GRACEFUL = False
 """Whether workers are also ended with SIGTERM while they have streams. Stock gunicorn workers wait
 until these have ended by themselves; those that drain give them the cause `shutdown`."""
 
-STREAMS_PER_KILL = 80
+STREAMS_PER_KILL = 100
 STREAMS_PER_REDIS_SHOCK = 125  # of the second half
 RATES = (20, 50, 100)  # tokens per second
 ENDLESS = 100_000  # tokens: an answer that only a stop ends
@@ -260,7 +260,7 @@ def _malformed(chance: random.Random) -> dict[str, Any]:
 
 
 _KINDS: dict[str, tuple[int, Callable[[random.Random], dict[str, Any]]]] = {
-    "whole": (22, _whole),
+    "whole": (20, _whole),
     "cancel": (22, _cancel),
     "cancel before": (6, _early),
     "leave": (16, _leave),
@@ -271,7 +271,7 @@ _KINDS: dict[str, tuple[int, Callable[[random.Random], dict[str, Any]]]] = {
     "refused": (6, _refused),
     "silent": (2, _silent),
     "no headers": (2, _late),
-    "superseded": (6, _supersede),
+    "superseded": (8, _supersede),
     "malformed": (5, _malformed),
 }
 """Of a hundred streams, so many; and what makes one."""

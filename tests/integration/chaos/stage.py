@@ -115,6 +115,7 @@ class Stage:
         self.canary = canary
         self.windows: list[Window] = []
         self.killed: set[int] = set()
+        self.terminated: set[int] = set()
         self._said = dict.fromkeys(self.hosts, 0)
 
     def log(self) -> str:
@@ -144,8 +145,7 @@ class Stage:
         workers = self.hosts[shock.pick % 2].server.workers
         pid = workers[shock.pick // 2 % len(workers)]
         how = signal.SIGKILL if shock.kind == "kill" else signal.SIGTERM
-        if shock.kind == "kill":
-            self.killed.add(pid)
+        (self.killed if shock.kind == "kill" else self.terminated).add(pid)
         os.kill(pid, how)
 
     def _restart_redis(self, shock: Shock) -> None:
