@@ -1,8 +1,8 @@
-# make demo | test | lint | bench | run: each sets up what it needs, in .venv.
+# make demo | test | lint | bench | soak | run: each sets up what it needs, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo run test lint bench clean
+.PHONY: demo run test lint bench soak clean
 
 demo: .venv/.run  ## the built-in provider and gunicorn, and what to type
 	@$(BIN)/python examples/demo.py
@@ -24,6 +24,10 @@ lint: .venv/.dev
 
 bench: .venv/.dev  ## figures, and bench/RESULTS.md
 	$(BIN)/python -m bench
+
+SECONDS ?= 60
+soak: .venv/.dev  ## chaos for SECONDS, from SEED on, and a table
+	@$(BIN)/python -m tests.integration.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .venv

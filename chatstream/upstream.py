@@ -25,7 +25,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import requests
@@ -61,6 +61,9 @@ IDLE = 30.0
 
 USER_TIMEOUT = 30.0
 """Seconds until the kernel gives a silent provider up; see `chatstream.liveness`."""
+
+_TURN = 0.01
+"""Seconds that a greenlet may run before the others have a turn, though it need not wait."""
 
 _CHUNK = 64 * 1024
 _ERROR_BODY = 64 * 1024
@@ -239,6 +242,7 @@ class SocketBody:
         # 200 streams, half of the CPU. The kernel's costs none; TLS and gevent cannot use it.
         self._kernel_waits = type(sock) is socket.socket and not native.patched()
         self._kernel_timeout = -1.0  # unknown; zero would be for ever
+        self._running_since = monotonic()
         if self._kernel_waits:
             sock.settimeout(None)
 
@@ -285,9 +289,9 @@ class SocketBody:
         try:
             if self._kernel_waits:
                 self._set_kernel_timeout(timeout)
-            else:
-                self._sock.settimeout(timeout)
-            return self._sock.recv(_CHUNK)
+                return self._sock.recv(_CHUNK)
+            self._sock.settimeout(timeout)
+            return self._recv_in_turn()
         except (TimeoutError, BlockingIOError, ssl.SSLWantReadError) as error:
             if _has_vanished(error):
                 raise _broken(error) from error
@@ -295,6 +299,19 @@ class SocketBody:
         except (OSError, ValueError, AttributeError) as error:
             # ValueError and AttributeError: a TLS object that was torn down under the read.
             raise _broken(error) from error
+
+    def _recv_in_turn(self) -> bytes:
+        """gevent switches only where there is something to wait for. Where the provider and the
+        client are both faster than we are there never is, and no other greenlet would run again.
+        """
+        before = monotonic()
+        if before - self._running_since > _TURN:
+            sleep(0)
+            self._running_since = before = monotonic()
+        data = self._sock.recv(_CHUNK)
+        if (now := monotonic()) - before > _TURN / 10:  # it has waited
+            self._running_since = now
+        return data
 
     def _set_kernel_timeout(self, timeout: float) -> None:
         """SO_RCVTIMEO (socket(7)), unless what is set is `timeout` or up to 1 % more."""

@@ -166,13 +166,18 @@ class Fleet(Rig):
         new = [pid for pid in self.server.workers if pid not in self._baselines]
         if not new:
             return
-        self._stream_through(new)
+        self.stream_through(new)
         # Without the clients' connections: some may not be closed yet.
         self._baselines |= descriptors(new, but=(*self._apart, self.server.port))
 
-    def _stream_through(self, workers: Iterable[int]) -> None:
-        """Has each of these workers give a whole answer."""
-        for pid in workers:
+    def expect_of_the_new(self) -> None:
+        """Workers that are new may have as many descriptors as those had that they replaced."""
+        most = max(self._baselines.values())
+        self._baselines = {pid: self._baselines.get(pid, most) for pid in self.server.workers}
+
+    def stream_through(self, workers: Iterable[int] = ()) -> None:
+        """Has each of these workers, or all, give a whole answer."""
+        for pid in workers or self.server.workers:
             whole_answer(self.client_of(pid))
         self.close_clients()
         self._await_rest(self.server.workers)
@@ -183,7 +188,8 @@ class Fleet(Rig):
         assert "Traceback" not in self.server.log()
         eventually(lambda: self.provider.stats()["generating"] == 0, "no generation")
         self._await_rest(self.server.workers)
-        self._stream_through(self._leaks())  # see `whole_answer`
+        if leaks := self._leaks():
+            self.stream_through(leaks)  # see `whole_answer`
         eventually(lambda: not self._leaks(), "as few descriptors as before")
 
     def _await_rest(self, workers: list[int]) -> None:

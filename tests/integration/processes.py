@@ -271,7 +271,7 @@ def tcp_sockets(*, listening: bool = False) -> Iterator[tuple[int, list[int]]]:
 
 def tcp(state: str, *, local: int | None = None, remote: int | None = None) -> Iterator[int]:
     """The local ports of this machine's TCP sockets in `state` (proc_net_tcp)."""
-    number = {"ESTABLISHED": "01", "SYN_SENT": "02"}[state]
+    number = {"ESTABLISHED": "01", "SYN_SENT": "02", "CLOSE_WAIT": "08"}[state]
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
             _, here, there, now, _ = line.split(maxsplit=4)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import eventually
+from tests.integration.client import Client
 from tests.integration.conftest import Rig
 from tests.integration.test_stop import begin
 
@@ -476,6 +477,32 @@ def test_silent_streams_cost_no_wakeups(rigs: Rigs, worker_class: str) -> None:
     # gunicorn's own: its main loop wakes once a second or so, with or without us.
     assert switches / seconds < 5
     rig.check_leaks()
+
+
+def test_a_torrent_leaves_others_their_turn(rig: Rig, session: str) -> None:
+    """A provider and a client that are both faster than the worker: another stream goes on, and
+    can be cancelled. Under gevent nothing switches by itself where nothing has to be waited for."""
+    slow = rig.client()
+    slow.post(f"{session}.slow", simulate={"rate": 50, "tokens": 100_000})
+    slow.until(b"data: ")
+    torrent = rig.client()
+    torrent.post(session, simulate={"id": session, "rate": 0, "pad": 16_384, "tokens": 100_000})
+    with ThreadPoolExecutor(1) as pool:
+        drained = pool.submit(_drain, torrent)
+        rig.provider.request(session, "delivered", count=1000)
+        before = time.monotonic()
+        slow.exactly(6000)  # 30 events
+        assert rig.server.cancel(f"{session}.slow") == (200, {"ok": True, "cancelled": True})
+        assert time.monotonic() - before < 5
+        assert not drained.done()
+        assert rig.server.cancel(session)[0] == 200
+        drained.result()
+
+
+def _drain(client: Client) -> None:
+    """Takes what comes until the body's end, and keeps none of it."""
+    while not client.sock.recv(1 << 18).endswith(b"0\r\n\r\n"):
+        pass
 
 
 def _after(seconds: float) -> Callable[[], bool]:
