@@ -156,7 +156,8 @@ class RedisBus(Bus):
         self._put_back_script = self._commands.register_script(scripts.PUT_BACK)
         self._since_script = self._commands.register_script(scripts.SINCE)
         self._lock = threading.Lock()  # guards the four below
-        self._claims: dict[Claim, bytes] = {}  # what has to be in Redis, and what is in its way
+        # What has to be in Redis, and what is in its way; None while `claim` itself sees to it.
+        self._claims: dict[Claim, bytes | None] = {}
         self._exchanges: dict[str, _Exchange] = {}  # by request
         self._up = False
         self._away = False  # and somebody has said so
@@ -183,19 +184,32 @@ class RedisBus(Bus):
         self._commands.close()
 
     def claim(self, claim: Claim, *, reject: bool) -> bool:
+        self._is_up()
         with self._lock:
-            self._claims[claim] = b""
-        if not self._is_up():
-            return False  # it is registered when Redis is back
+            self._claims[claim] = None if self._up else b""
+            if not self._up:
+                return False  # it is registered when Redis is back
+        since = self._since
         try:
-            return self._claim(claim, reject)
+            early = self._claim(claim, reject)
         except _FAULTS as error:
+            self._leave_to_the_listener(claim)
             self._lost(error)
             return False
         except BaseException:
             with self._lock:
                 self._claims.pop(claim, None)
             raise
+        self._leave_to_the_listener(claim)
+        if self._since != since:  # the server lost its data meanwhile
+            self._refreshed = 0.0
+        return early
+
+    def _leave_to_the_listener(self, claim: Claim) -> None:
+        """From now on the listener keeps the claim in Redis, unless it was released meanwhile."""
+        with self._lock:
+            if claim in self._claims:
+                self._claims[claim] = b""
 
     def release(self, claim: Claim) -> None:
         with self._lock:
@@ -320,7 +334,8 @@ class RedisBus(Bus):
         self._commands.set(f"{self._prefix}:worker:{self._worker}", os.getpid(), px=_ms(self._ttl))
         self._since = self._since_script([self._since_key])
         with self._lock:
-            claims = list(self._claims.items())
+            # One that is being claimed is not in the way of what it is about to supersede.
+            claims = [(claim, over) for claim, over in self._claims.items() if over is not None]
         for at in range(0, len(claims), _BATCH):
             self._refresh_some(claims[at : at + _BATCH])
         return {claim for claim, _ in claims}
@@ -436,7 +451,7 @@ class RedisBus(Bus):
         while True:
             registered = self._refresh()
             with self._lock:
-                if self._claims.keys() <= registered:
+                if registered.issuperset(c for c, over in self._claims.items() if over is not None):
                     was_away, self._up, self._away = self._away, True, False
                     break
         self._looked.set()

@@ -8,14 +8,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
-from chatstream.bus.base import Action, Answer, Request, encode
+from chatstream.bus.base import Action, Answer, Claim, Name, Request, encode
 from chatstream.bus.redis import _LISTEN, RedisBus, check
 from chatstream.errors import BusUnavailable, ConfigError, Unconfirmed
 from tests.bus.conftest import Service, Services, Worker
@@ -288,6 +290,93 @@ def test_streams_of_a_session_that_could_not_know_of_each_other(
     (live,) = [name for name, how in endings().items() if how == "live"]
     assert {"a": other, "b": one}[live].cancel("s") is True
     assert endings()[live] == "cancel"
+
+
+class Member:
+    """A bus in this process, and what is asked of it."""
+
+    def __init__(self, service: Service) -> None:
+        url, prefix = service.settings["bus"], service.settings["bus_prefix"]
+        self.bus = RedisBus(self._receive, url, prefix=prefix, ttl=45.0)
+        self.asked: list[Action] = []
+
+    def _receive(self, request: Request) -> Answer:
+        self.asked.append(request.action)
+        return Answer.LIVE if request.action is Action.PROBE else Answer.STOPPED
+
+
+@pytest.fixture
+def member(service: Service) -> Iterator[Member]:
+    member = Member(service)
+    yield member
+    member.bus.close()
+
+
+def test_a_stream_that_begins_before_its_worker_has_reached_redis(
+    service: Service, member: Member
+) -> None:
+    """It waits for the listener, and supersedes as any other; what stands there is no rival."""
+    (other,) = service.join(1)
+    for number in range(5):
+        other.claim(f"s-{number}", f"old-{number}")
+    claims = [Claim(Name("", f"s-{n}", f"new-{n}"), n + 1) for n in range(5)]
+    with ThreadPoolExecutor(5) as pool:
+        waiting = [pool.submit(member.bus.claim, claim, reject=False) for claim in claims]
+        eventually(lambda: member.bus._looked.is_set() or threading.active_count() > 5, "them")
+        member.bus.start()
+        assert [claim.result(10) for claim in waiting] == [False] * 5
+    assert set(other.endings().values()) == {"superseded"}
+    # Whoever asks the other worker is answered in turn: so would a question to us have been.
+    assert other.cancel("s-0") is True
+    assert Action.SUPERSEDE not in member.asked
+    for claim in claims:
+        member.bus.release(claim)
+
+
+def test_a_refresh_amid_a_claim(
+    service: Service, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listener leaves alone what is being claimed, and keeps it from then on."""
+    (other,) = service.join(1)
+    other.claim("s", "old")
+    member.bus.start()
+    claim = Claim(Name("", "s", "new"), 1)
+    script = member.bus._claim_script
+
+    def refreshes_first(*arguments: Any) -> Any:
+        registered = member.bus._refresh()
+        assert claim not in registered
+        return script(*arguments)
+
+    monkeypatch.setattr(member.bus, "_claim_script", refreshes_first)
+    assert member.bus.claim(claim, reject=False) is False
+    assert other.endings() == {"old": "superseded"}
+    assert Action.SUPERSEDE not in member.asked
+    assert member.bus._refresh() == {claim}
+    member.bus.release(claim)
+    assert member.bus._refresh() == set()
+
+
+def test_a_server_that_loses_its_data_amid_a_claim(
+    service: Service, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was claimed is lost with the rest, and put back at the listener's next look."""
+    member.bus.start()
+    claim = Claim(Name("", "s", "new"), 1)
+    script = member.bus._claim_script
+
+    def is_lost(*arguments: Any) -> Any:
+        found = script(*arguments)
+        with contextlib.closing(service.client()) as client:
+            for key in service.keys("*"):
+                client.delete(f"{service.settings['bus_prefix']}:{key}")
+        member.bus._refresh()
+        return found
+
+    monkeypatch.setattr(member.bus, "_claim_script", is_lost)
+    member.bus.claim(claim, reject=False)
+    eventually(lambda: service.keys("session:*"), "its entry")
+    member.bus.release(claim)
 
 
 def test_a_sessions_entry_of_a_dead_worker_gives_way(

@@ -8,15 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-GRACEFUL = False
-"""Whether workers are also ended with SIGTERM while they have streams. Stock gunicorn workers wait
-until these have ended by themselves; those that drain give them the cause `shutdown`."""
-
 STREAMS_PER_KILL = 100
 STREAMS_PER_REDIS_SHOCK = 125  # of the second half
 RATES = (20, 50, 100)  # tokens per second
 ENDLESS = 100_000  # tokens: an answer that only a stop ends
 PAD = 16_384  # bytes of a stalled stream's event
+SEND_TIMEOUT = 3.0  # seconds that a client may take nothing
 STALL_TOKENS = 400  # of one that goes on: 6.5 MB, more than the buffers begin with
 
 
@@ -28,7 +25,7 @@ class Script:
         kind: Its row in the table.
         hosts: Where it asks, and where its cancel or its second question goes.
         simulate: The provider's part, as `chatstream.simulator.Plan` has it.
-        act: "read", "early", "cancel", "fin", "rst", "half", "supersede", "raw".
+        act: "read", "early", "cancel", "fin", "rst", "half", "stuck", "supersede", "raw".
         tokens: Acts when it has so many of them, ...
         after: ... and so many seconds have passed since.
         stalls: Whether it reads nothing in these seconds.
@@ -87,16 +84,15 @@ class Plan:
     shocks: tuple[Shock, ...]
 
 
-def plan(seed: int, n: int, *, graceful: bool = GRACEFUL) -> Plan:
+def plan(seed: int, n: int) -> Plan:
     """The run of `n` streams that `seed` stands for. Pure; stream k does not depend on `n`."""
     scripts = tuple(_script(seed, number) for number in range(n))
     chance = random.Random(f"{seed}/shocks")
-    workers = ["kill", "term"] if graceful else ["kill"]
     redis = ["redis kill", "redis term", "redis pause", "redis freeze"]
     chance.shuffle(redis)
     # Redis is left alone in the first half: what may be while it is away is too much to be strict.
     shocks = [
-        *_shocks(chance, range(n), STREAMS_PER_KILL, workers),
+        *_shocks(chance, range(n), STREAMS_PER_KILL, ["kill", "term"]),
         *_shocks(chance, range(n // 2, n), STREAMS_PER_REDIS_SHOCK, redis),
     ]
     return Plan(seed, scripts, tuple(sorted(shocks, key=lambda shock: shock.at)))
@@ -185,6 +181,12 @@ def _stall(chance: random.Random) -> dict[str, Any]:
     }
 
 
+def _stuck(chance: random.Random) -> dict[str, Any]:
+    after = 1.25 * SEND_TIMEOUT + round(chance.uniform(0.5, 1.5), 3)  # as late as it may be noticed
+    simulate = {"rate": 0, "pad": PAD, "tokens": ENDLESS}
+    return {"act": "stuck", "simulate": simulate, "tokens": 1, "after": after, "stalls": True}
+
+
 def _cut(key: str, code: str) -> Callable[[random.Random], dict[str, Any]]:
     def make(chance: random.Random) -> dict[str, Any]:
         return {"simulate": _endless(chance, **{key: chance.randrange(1, 40)}), "ends": code}
@@ -265,6 +267,7 @@ _KINDS: dict[str, tuple[int, Callable[[random.Random], dict[str, Any]]]] = {
     "cancel before": (6, _early),
     "leave": (16, _leave),
     "stall": (4, _stall),
+    "stuck": (2, _stuck),
     "truncated": (4, _cut("truncate_after", "upstream_truncated")),
     "reset": (4, _cut("reset_after", "upstream_truncated")),
     "provider's error": (3, _cut("error_after", "upstream_error")),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.conftest import eventually
-from tests.integration.chaos.plan import Shock
+from tests.integration.chaos.plan import SEND_TIMEOUT, Shock
 from tests.integration.conftest import Fleet
 from tests.integration.processes import ROOT, Provider, Server, is_running, tcp
 from tests.redis_server import RedisServer
@@ -27,6 +27,7 @@ THREADS = 64
 TTL = 3.0
 IDLE_TIMEOUT = 3.0
 HEADERS_TIMEOUT = 3.5
+DRAIN = 1.0
 SECOND = 1_000_000_000  # ns
 
 AFTER_KILL = 2.0
@@ -262,6 +263,8 @@ def stage(worker_class: str, folder: Path) -> Iterator[Stage]:
                 CHATSTREAM_UPSTREAM_IDLE_TIMEOUT=str(IDLE_TIMEOUT),
                 CHATSTREAM_UPSTREAM_HEADERS_TIMEOUT=str(HEADERS_TIMEOUT),
                 CHATSTREAM_PING_INTERVAL="0.4",
+                CHATSTREAM_SEND_TIMEOUT=str(SEND_TIMEOUT),
+                CHATSTREAM_DRAIN=str(DRAIN),
                 CHATSTREAM_BUS=redis.url,
                 CHATSTREAM_BUS_TTL=str(TTL),
                 WEB_CONCURRENCY=str(WORKERS),

@@ -26,7 +26,7 @@ STOPPED_S = 8.0
 PRESSES = 4
 """How often a client presses stop while the answer is that it is not known."""
 
-_STALL_BUFFER = 131_072  # bytes
+STALL_BUFFER = 131_072  # bytes
 _PAUSES = (0.1, 0.4, 0.9)  # seconds between two presses
 
 
@@ -193,7 +193,7 @@ def visit(script: Script, stage: Stage) -> Visit:
 def _ask(made: Visit, stage: Stage, which: int = 0) -> Reader:
     """Sends the question."""
     script = made.script
-    buffer = _STALL_BUFFER if script.stalls else None
+    buffer = STALL_BUFFER if script.stalls else None
     reader = Reader(stage.hosts[script.hosts[which]].server.port, receive_buffer=buffer)
     made.readers.append(reader)
     simulate = {"id": script.stream(which), **script.simulate}
@@ -346,6 +346,7 @@ _ACTS: dict[str, Callable[[Visit, Stage], None]] = {
     "fin": _fin,
     "rst": _rst,
     "half": _half,
+    "stuck": _read,
     "supersede": _supersede,
     "raw": _raw,
 }
