@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, current_app, request
 from flask.blueprints import BlueprintSetupState
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
 from chatstream.errors import Refused, RequestTimeout, StreamError
@@ -244,7 +244,7 @@ def _bytes_body(limit: int) -> bytes:
             data = request.stream.read(limit + 1) or request.get_data()
     except RequestEntityTooLarge:  # the app's own MAX_CONTENT_LENGTH
         raise _too_large(limit) from None
-    except (HTTPException, OSError):  # OSError: the client reset, or did not go on
+    except Exception:  # OSErrors, and each server's own for chunks that are none
         raise Refused("The body broke off.", code="bad_json") from None
     if (request.content_length or 0) > limit or len(data) > limit:
         raise _too_large(limit)
