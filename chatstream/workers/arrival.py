@@ -12,9 +12,13 @@ from chatstream.framing import BadFraming, Chunked
 MAX_HEAD = 64 * 1024
 """Longest head, in bytes. nginx takes 32 KB (large_client_header_buffers)."""
 
-_REQUEST_LINE = re.compile(rb"[^ \r\n]+ ([^ \r\n]+) HTTP/1\.[01]\r\n")
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
+READ_AHEAD = 1024
+"""Bytes that the server's parser asks for at least, beyond what an app wants to see of a body."""
+
+_REQUEST_LINE = re.compile(rb"[^ \r\n]+ ([^ \r\n]+) HTTP/1\.([0-9])\r\n")
+# A space before the colon is for the server's parser to refuse, or to take: a setting of its.
+_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding[ \t]*:[^\r\n]*chunked", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
@@ -76,7 +80,7 @@ class Arrival:
         self._data += data if self._data else data.lstrip(b"\r\n")
         end = self._data.find(b"\r\n\r\n", begin)
         self.overlong = max(end, 0 if end > 0 else len(self._data)) > MAX_HEAD
-        return end > 0 and self._take_head(end + 4)
+        return end > 0 and not self.overlong and self._take_head(end + 4)
 
     def _take_head(self, end: int) -> bool:
         head = bytes(self._data[:end])
@@ -90,7 +94,8 @@ class Arrival:
         self._head = end
         self._follow(bytes(self._data[end:]))
         waits = len(self._data) == end and not (self.whole or self.long)
-        if not (waits and _EXPECT.search(head)):
+        expects = line is not None and line[2] != b"0" and _EXPECT.search(head)  # HTTP/1.0 cannot
+        if not (waits and expects):
             return False
         self._data[:] = _EXPECT.sub(b"", head)
         self._head = len(self._data)
@@ -107,5 +112,5 @@ class Arrival:
             self.whole = True
             return
         self.whole = self._chunked.finished
-        self.long = not self.whole and self._decoded > self._most
+        self.long = not self.whole and self._decoded > self._most + READ_AHEAD
         self.overlong = not (self.whole or self.long) and len(self._data) > self._bound
