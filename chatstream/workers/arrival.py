@@ -51,8 +51,8 @@ class Arrival:
 
     @property
     def begun(self) -> bool:
-        """Whether any byte is there."""
-        return bool(self._data)
+        """Whether any byte is there; one that may become an empty line is none yet."""
+        return self._data not in (b"", b"\r")
 
     @property
     def has_head(self) -> bool:
@@ -75,9 +75,10 @@ class Arrival:
             self._data += data
             self._follow(data)
             return False
-        # RFC 9112, 2.2: empty lines before a request are nothing.
         begin = max(0, len(self._data) - 3)
-        self._data += data if self._data else data.lstrip(b"\r\n")
+        self._data += data
+        while self._data.startswith(b"\r\n"):  # RFC 9112, 2.2: before a request that is nothing
+            del self._data[:2]
         end = self._data.find(b"\r\n\r\n", begin)
         self.overlong = max(end, 0 if end > 0 else len(self._data)) > MAX_HEAD
         return end > 0 and not self.overlong and self._take_head(end + 4)

@@ -454,6 +454,25 @@ def test_a_long_body_for_our_routes_is_refused(quick: Rig) -> None:
         client.close()
 
 
+def test_who_sends_on_gets_to_read_a_refusal(quick: Rig) -> None:
+    """What a client sends after it was refused does not make its kernel forget the answer."""
+    half = b"9999\r\n" + b"a" * 30_000
+    for head, status in (
+        (OURS + b"Content-Length: 3000000\r\n\r\n", 413),
+        (NOT_READ + b"Content-Length: 3000000\r\n\r\n", 405),
+        (HELLO[:-2] + b"X: ", 431),
+        (UPLOAD + b"Transfer-Encoding: chunked\r\n\r\n" + half, 408),
+    ):
+        client = quick.client()
+        client.sock.sendall(head)
+        if status == 408:
+            time.sleep(REQUEST + 0.5)  # the time that is over
+        client.sock.sendall(b"a" * 3_000_000)
+        client.half_close()
+        assert client.head()[0] == status
+        client.close()
+
+
 def test_malformed_requests_are_the_parsers(quick: Rig) -> None:
     """They get gunicorn's own answer, at once."""
     for raw, status in (

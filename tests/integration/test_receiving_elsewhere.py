@@ -126,6 +126,9 @@ def test_proxy_protocol_is_gunicorns(log_file: Path, provider: Provider, worker_
         client = rig.client()
         client.sock.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + HELLO)
         assert answers(client, 1) == [(200, b"hello")]
+        client = rig.client()  # the binary form begins with what could be empty lines
+        client.sock.sendall(b"\r\n\r\n\0\r\nQUIT\n" + b"\x20\0\0\0" + HELLO)
+        assert answers(client, 1) == [(200, b"hello")]
         assert_whole_answers(rig)
         silent(rig, "cancelled")
         assert rig.server.cancel("cancelled")[0] == 200

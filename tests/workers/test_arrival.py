@@ -96,15 +96,24 @@ def test_what_is_pipelined_behind_it_stays_with_it(raw: bytes) -> None:
     assert arrival.data == raw + GET[:10]
 
 
-@pytest.mark.parametrize("lines", [b"\r\n", b"\r\n\r\n", b"\n", b"\r\n" * 100])
+@pytest.mark.parametrize("lines", [b"\r\n", b"\r\n\r\n", b"\r\n" * 100])
 def test_empty_lines_before_a_request_are_nothing(lines: bytes) -> None:
     """RFC 9112, 2.2; a client that sends only these has not begun."""
-    arrival = fed(lines, lines[:1])
-    assert not arrival.begun
-    assert not arrival.has_head
-    arrival.feed(lines + GET)
-    assert arrival.whole
-    assert arrival.data == GET
+    for cut in range(len(lines)):
+        arrival = fed(lines, lines[:cut])
+        assert not arrival.begun
+        assert not arrival.has_head
+        arrival.feed(lines[cut:] + GET)
+        assert arrival.whole
+        assert arrival.data == GET
+
+
+@pytest.mark.parametrize("junk", [b"\n", b"\r\r\n", b"\n\r\n", b" "])
+def test_no_other_line_ends_are_nothing(junk: bytes) -> None:
+    """What another server may take for a part of a request is for the parser to see."""
+    arrival = fed(junk + GET)
+    assert arrival.begun
+    assert arrival.data == junk + GET
 
 
 @pytest.mark.parametrize(
