@@ -311,14 +311,19 @@ def test_a_crowd_that_does_its_worst(crowded: Rig) -> None:
 
 
 def test_threads_are_for_requests(quick: Rig) -> None:
-    """With no thread to spare: more half requests than threads, of each kind, cost none."""
-    for begin in (b"", b"POST", BEGUN + b"{", UPLOAD + b"Content-Length: 9\r\n\r\n1"):
-        for _ in range(10):
-            quick.client().sock.sendall(begin)
+    """With more half requests of each kind than threads, none is taken; nor what the app holds.
+
+    As its connection to a database, of which it has one.
+    """
     for _ in range(10):
         client = quick.client()
         client.sock.sendall(HELLO.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         client.head()
+    read_by_a_hook = OURS.replace(b"api/chat/stream", b"hello") + b"X-Read-Body: 1\r\n"
+    hosts = read_by_a_hook + b"Content-Length: 9\r\n\r\n1"
+    for begin in (b"", b"POST", BEGUN + b"{", hosts):
+        for _ in range(10):
+            quick.client().sock.sendall(begin)
     begun = time.monotonic()
     assert quick.server.get("/hello") == (200, b"hello")
     assert time.monotonic() - begun < 0.5
