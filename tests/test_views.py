@@ -522,6 +522,24 @@ def test_a_body_that_breaks_off(chat: MakeChat) -> None:
     assert_refused(response, 400, "bad_json")
 
 
+class Malformed(io.RawIOBase):
+    """A body of which a server's parser says, with an error of its own, that it is none."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise RuntimeError("a chunk's size is no number")
+
+
+def test_a_body_that_the_server_cannot_read(chat: MakeChat) -> None:
+    """A 400 too: whatever a server raises for chunks that are none."""
+    response = chat().client.post(
+        STREAM,
+        content_type="application/json",
+        headers={"Transfer-Encoding": "chunked"},
+        environ_overrides={"wsgi.input": Malformed(), "wsgi.input_terminated": True},
+    )
+    assert_refused(response, 400, "bad_json")
+
+
 def test_a_full_worker_is_busy(chat: MakeChat, answers: responses.RequestsMock) -> None:
     """With every slot taken: 503 `busy` with Retry-After, until one is free again."""
     c = chat(MAX_STREAMS="1")

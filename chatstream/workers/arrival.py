@@ -29,6 +29,7 @@ class Arrival:
         target: What it asks for, once the head is there; b"" if that is malformed.
         whole: Nothing is missing: it can be served without waiting for the client.
         long: Its body is longer than what is collected; whoever serves it reads the rest.
+        ours: Whether one of our routes is asked for; None until somebody has looked.
         overlong: Its head is longer than `MAX_HEAD`, or its chunks are mostly their own sizes.
     """
 
@@ -45,6 +46,7 @@ class Arrival:
         self._chunked: Chunked | None = None
         self._decoded = 0  # bytes of its chunks
         self.target = b""
+        self.ours: bool | None = None
         self.whole = False
         self.long = False
         self.overlong = False
@@ -52,7 +54,7 @@ class Arrival:
     @property
     def begun(self) -> bool:
         """Whether any byte is there; one that may become an empty line is none yet."""
-        return self._data not in (b"", b"\r")
+        return bytes(self._data[:2]) not in (b"", b"\r")
 
     @property
     def has_head(self) -> bool:

@@ -231,7 +231,7 @@ class _Client:
             raise ConnectionResetError(errno.ECONNRESET, "The request is too long.")
         self._arrival = None
         # A long body of ours is refused, so nobody has to wait for its rest.
-        self._patience = 0.0 if self._limits.ours(arrival.target) else self._limits.request
+        self._patience = 0.0 if self._limits.ours(arrival) else self._limits.request
         return arrival.data
 
     def _take(self, arrival: Arrival, data: bytes) -> None:

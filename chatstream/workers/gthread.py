@@ -223,7 +223,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
             conn.parser.unreader = _Unreader(conn.sock)
         # A long body of ours is refused, so nobody has to wait for its rest.
-        ours = self._limits.ours(arrival.target)
+        ours = self._limits.ours(arrival)
         conn.parser.unreader.patience = 0.0 if ours else self._limits.request
         conn.parser.unreader.unread(arrival.data)
         conn.data_ready = True

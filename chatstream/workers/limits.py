@@ -64,8 +64,16 @@ class Limits:
             _ours=_pattern(each.url_prefix for each in every),
         )
 
-    def ours(self, target: bytes) -> bool:
-        """Whether a request's target is one of our routes, wherever they are mounted."""
+    def ours(self, arrival: Arrival) -> bool:
+        """Whether one of our routes is asked for, wherever they are mounted. With the head there.
+
+        Looked at once: a target may be long, and its body come byte by byte.
+        """
+        if arrival.ours is None:
+            arrival.ours = self._is_ours(arrival.target)
+        return arrival.ours
+
+    def _is_ours(self, target: bytes) -> bool:
         path = re.split(rb"[?#]", target, maxsplit=1)[0]
         return self._ours.fullmatch(unquote_to_bytes(path)) is not None
 
@@ -82,7 +90,7 @@ class Limits:
             new: Whether it is its connection's first: that has `first` seconds for the head.
         """
         if arrival.has_head:
-            return (first_byte if self.ours(arrival.target) else now) + self.request
+            return (first_byte if self.ours(arrival) else now) + self.request
         whole = first_byte + self.request
         return min(due, whole) if new else whole
 

@@ -24,6 +24,13 @@ class Service:
         """Nothing: it has none."""
 
 
+def asked(target: bytes) -> Arrival:
+    """A request for that."""
+    arrival = Arrival(100)
+    arrival.feed(b"GET %b HTTP/1.1\r\n\r\n" % target)
+    return arrival
+
+
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch) -> list[Service]:
     """Those of this process."""
@@ -52,7 +59,7 @@ def services(monkeypatch: pytest.MonkeyPatch) -> list[Service]:
 def test_our_routes(services: list[Service], target: bytes) -> None:
     """Wherever they are mounted, and however they are written."""
     services.append(Service())
-    assert Limits.load().ours(target)
+    assert Limits.load().ours(asked(target))
 
 
 @pytest.mark.parametrize(
@@ -76,17 +83,27 @@ def test_our_routes(services: list[Service], target: bytes) -> None:
 def test_other_routes(services: list[Service], target: bytes) -> None:
     """A query is no path, and a prefix is no pattern."""
     services.append(Service())
-    assert not Limits.load().ours(target)
+    assert not Limits.load().ours(asked(target))
+
+
+def test_a_target_is_looked_at_once(services: list[Service]) -> None:
+    """However often its request is asked about: its body may come byte by byte."""
+    services.append(Service())
+    limits = Limits.load()
+    arrival = asked(b"/upload")
+    assert not limits.ours(arrival)
+    arrival.target = b"/api/chat/stream"
+    assert not limits.ours(arrival)
 
 
 def test_every_service_has_its_prefix(services: list[Service]) -> None:
     """A process may have several; a prefix may have characters that mean something in patterns."""
     services += [Service(url_prefix="/a.b"), Service(url_prefix="/c")]
     limits = Limits.load()
-    assert limits.ours(b"/a.b/stream")
-    assert limits.ours(b"/c/cancel/d")
-    assert not limits.ours(b"/aXb/stream")
-    assert not limits.ours(b"/api/chat/stream")
+    assert limits.ours(asked(b"/a.b/stream"))
+    assert limits.ours(asked(b"/c/cancel/d"))
+    assert not limits.ours(asked(b"/aXb/stream"))
+    assert not limits.ours(asked(b"/api/chat/stream"))
 
 
 def test_our_requests_have_a_deadline_others_have_to_go_on(services: list[Service]) -> None:
