@@ -137,7 +137,12 @@ def test_an_event_for_what_has_ended(worker: Worker) -> None:
         key.data(key.fileobj)
         key.data(key.fileobj)
         assert worker.served == [conn]
-        worker._drop(conn)
+        worker._linger(conn)
+        (key,) = worker.poller.get_map().values()
+        theirs.close()
+        key.data(key.fileobj)
+        key.data(key.fileobj)
+        assert worker.nr_conns == 0
 
 
 def test_the_end_leaves_nobody(worker: Worker) -> None:
