@@ -7,6 +7,8 @@ import subprocess
 import sys
 import types
 
+import pytest
+
 import chatstream
 
 NAMES = [
@@ -36,13 +38,25 @@ def test_the_names() -> None:
 
 
 def test_nothing_else_is_at_the_front_door() -> None:
-    """Every public name that is no submodule is in `__all__`, and each of them is there."""
-    public = {
+    """A star brings these names and no other; what is not there is an AttributeError, as ever."""
+    brought: dict[str, object] = {}
+    exec("from chatstream import *", brought)
+    assert set(brought) - {"__builtins__"} == set(NAMES)
+    assert set(NAMES) <= set(dir(chatstream))
+    with pytest.raises(AttributeError, match="Strean"):
+        _ = chatstream.Strean  # type: ignore[attr-defined]
+
+
+def test_nothing_of_ours_is_at_the_front_door_by_accident() -> None:
+    """What the module itself imports to be lazy is Python's; of ours there is only the list."""
+    ours = {
         name
         for name, value in vars(chatstream).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+        if getattr(value, "__module__", "").startswith("chatstream")
+        and not isinstance(value, types.ModuleType)
+        and not name.startswith("_")
     }
-    assert public == set(NAMES)
+    assert ours <= set(NAMES)
 
 
 def test_every_name_is_documented_and_ours() -> None:
@@ -75,6 +89,28 @@ assert threading.active_count() == 1
 assert len(os.listdir("/proc/self/fd")) == before
 heavy = {"gevent", "gunicorn", "chatstream.simulator", "urllib3", "requests", "redis"}
 loaded = heavy & set(sys.modules)
+assert not loaded, loaded
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("worker", ["gthread", "gevent"])
+def test_gunicorns_master_gets_only_the_worker(worker: str) -> None:
+    """It imports the worker's class; what it has imported, gevent cannot patch any more.
+
+    And a reload does not renew: a worker of the next generation would have the old extension.
+    """
+    script = f"""
+import sys, threading
+import chatstream.workers.{worker}
+assert threading.active_count() == 1
+kept_out = {{"flask", "werkzeug", "urllib3", "requests", "redis", "chatstream.extension"}}
+if "{worker}" != "gevent":
+    kept_out.add("gevent")
+loaded = kept_out & set(sys.modules)
 assert not loaded, loaded
 """
     run = subprocess.run(

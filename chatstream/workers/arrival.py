@@ -12,9 +12,13 @@ from chatstream.framing import BadFraming, Chunked
 MAX_HEAD = 64 * 1024
 """Longest head, in bytes. nginx takes 32 KB (large_client_header_buffers)."""
 
-_REQUEST_LINE = re.compile(rb"[^ \r\n]+ ([^ \r\n]+) HTTP/1\.[01]\r\n")
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
+READ_AHEAD = 1024
+"""Bytes that the server's parser asks for at least, beyond what an app wants to see of a body."""
+
+_REQUEST_LINE = re.compile(rb"[^ \r\n]+ ([^ \r\n]+) HTTP/1\.([0-9])\r\n")
+# A space before the colon is for the server's parser to refuse, or to take: a setting of its.
+_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding[ \t]*:[^\r\n]*chunked", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
@@ -25,6 +29,7 @@ class Arrival:
         target: What it asks for, once the head is there; b"" if that is malformed.
         whole: Nothing is missing: it can be served without waiting for the client.
         long: Its body is longer than what is collected; whoever serves it reads the rest.
+        ours: Whether one of our routes is asked for; None until somebody has looked.
         overlong: Its head is longer than `MAX_HEAD`, or its chunks are mostly their own sizes.
     """
 
@@ -41,14 +46,15 @@ class Arrival:
         self._chunked: Chunked | None = None
         self._decoded = 0  # bytes of its chunks
         self.target = b""
+        self.ours: bool | None = None
         self.whole = False
         self.long = False
         self.overlong = False
 
     @property
     def begun(self) -> bool:
-        """Whether any byte is there."""
-        return bool(self._data)
+        """Whether any byte is there; one that may become an empty line is none yet."""
+        return bytes(self._data[:2]) not in (b"", b"\r")
 
     @property
     def has_head(self) -> bool:
@@ -71,12 +77,13 @@ class Arrival:
             self._data += data
             self._follow(data)
             return False
-        # RFC 9112, 2.2: empty lines before a request are nothing.
         begin = max(0, len(self._data) - 3)
-        self._data += data if self._data else data.lstrip(b"\r\n")
+        self._data += data
+        while self._data.startswith(b"\r\n"):  # RFC 9112, 2.2: before a request that is nothing
+            del self._data[:2]
         end = self._data.find(b"\r\n\r\n", begin)
         self.overlong = max(end, 0 if end > 0 else len(self._data)) > MAX_HEAD
-        return end > 0 and self._take_head(end + 4)
+        return end > 0 and not self.overlong and self._take_head(end + 4)
 
     def _take_head(self, end: int) -> bool:
         head = bytes(self._data[:end])
@@ -90,7 +97,8 @@ class Arrival:
         self._head = end
         self._follow(bytes(self._data[end:]))
         waits = len(self._data) == end and not (self.whole or self.long)
-        if not (waits and _EXPECT.search(head)):
+        expects = line is not None and line[2] != b"0" and _EXPECT.search(head)  # HTTP/1.0 cannot
+        if not (waits and expects):
             return False
         self._data[:] = _EXPECT.sub(b"", head)
         self._head = len(self._data)
@@ -107,5 +115,5 @@ class Arrival:
             self.whole = True
             return
         self.whole = self._chunked.finished
-        self.long = not self.whole and self._decoded > self._most
+        self.long = not self.whole and self._decoded > self._most + READ_AHEAD
         self.overlong = not (self.whole or self.long) and len(self._data) > self._bound

@@ -29,24 +29,35 @@ from chatstream import server
 from chatstream.errors import RequestTimeout
 from chatstream.workers.arrival import Arrival
 from chatstream.workers.limits import (
+    CONTINUE,
     LINGER,
     LONG_BODY,
     LONG_HEAD,
+    NO_DESCRIPTOR,
     TIMED_OUT,
     Limits,
     supported,
 )
 
-NO_DESCRIPTOR = 0.5
-"""Seconds without accepting where the process has no descriptor left."""
-
 GRAIN = 0.1
 """Seconds by which a deadline may be late: those that wait are looked through no more often."""
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RECEIVE = 65536
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_NO_CONNECTION = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR)
+_NO_CONNECTION = (  # and what accept(2) passes on of the connection's own
+    errno.EAGAIN,
+    errno.ECONNABORTED,
+    errno.EINTR,
+    errno.EPERM,
+    errno.EPROTO,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENONET,
+)
 _NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -60,6 +71,11 @@ class _Waiting:
         self.arrival: Arrival | None = None  # while a request is waited for
         self.first_byte = 0.0  # when it came
         self.new = True  # nothing was served yet
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a request is there."""
+        return self.arrival is None or not self.arrival.begun
 
 
 class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
@@ -169,8 +185,8 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._wait(waiting)
         if data:
             self._take(waiting, data)
-        elif self._tls is not None and conn.sock.pending():  # of which the poller knows nothing
-            self._on_request(waiting)
+        if self._tls is not None and waiting in self._waiting and conn.sock.pending():
+            self._on_request(waiting)  # the poller knows nothing of what TLS has read already
 
     def _on_request(self, waiting: _Waiting) -> None:
         try:
@@ -194,7 +210,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         assert arrival is not None
         if arrival.feed(data):
             with contextlib.suppress(OSError):  # nothing was sent that could be in its way
-                waiting.conn.sock.send(_CONTINUE)
+                waiting.conn.sock.send(CONTINUE)
         if arrival.overlong:
             self._refuse(self._forget(waiting), LONG_BODY if arrival.has_head else LONG_HEAD)
         elif arrival.whole or arrival.long:
@@ -208,17 +224,14 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         if not arrival.begun:
             return waiting.due
         waiting.first_byte = waiting.first_byte or now
-        if arrival.has_head:
-            return self._limits.due(arrival.target, waiting.first_byte, now)
-        due = waiting.first_byte + self._limits.request
-        return min(waiting.due, due) if waiting.new else due
+        return self._limits.due(arrival, waiting.first_byte, now, waiting.due, new=waiting.new)
 
     def _serve(self, conn: Any, arrival: Arrival) -> None:
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
             conn.parser.unreader = _Unreader(conn.sock)
         # A long body of ours is refused, so nobody has to wait for its rest.
-        ours = self._limits.ours(arrival.target)
+        ours = self._limits.ours(arrival)
         conn.parser.unreader.patience = 0.0 if ours else self._limits.request
         conn.parser.unreader.unread(arrival.data)
         conn.data_ready = True
@@ -240,7 +253,10 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         unreader = conn.parser.unreader
         early, unreader.buf = unreader.buf.getvalue(), io.BytesIO()
         patience = self._limits.kept if self.alive else gthread.STOP_KEEPALIVE_LINGER
-        self._receive(conn, early, monotonic() + patience, new=False)
+        try:
+            self._receive(conn, early, monotonic() + patience, new=False)
+        except OSError:  # the app has closed it
+            self._drop(conn)
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
         """In a thread: whether the connection can be used again.
@@ -313,6 +329,8 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """As gunicorn's, and ends what has waited too long."""
         super().wait_for_and_dispatch_events(min(timeout, max(0.0, self._look_at - monotonic())))
+        if self.alive and self.nr_conns >= self.worker_connections:
+            self._make_room()
         now = monotonic()
         if now < self._look_at:
             return
@@ -321,18 +339,25 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         first = min((waiting.due for waiting in self._waiting), default=math.inf)
         self._look_at = max(first, now + GRAIN)
 
+    def _make_room(self) -> None:
+        """Of those that ask for nothing, the one that has waited longest gives way to new ones."""
+        for waiting in self._waiting:
+            if waiting.idle:
+                self._drop(self._forget(waiting))
+                return
+
     def _expire(self, waiting: _Waiting) -> None:
         conn = self._forget(waiting)
-        if waiting.arrival is not None and waiting.arrival.begun:
-            self._refuse(conn, TIMED_OUT)
-        else:
+        if waiting.idle:
             self._drop(conn)
+        else:
+            self._refuse(conn, TIMED_OUT)
 
     def _cap_keepalive(self, deadline: float) -> None:
         """The worker ends: who has not begun to ask has until `deadline`."""
         super()._cap_keepalive(deadline)
         for waiting in self._waiting:
-            if waiting.arrival is not None and not waiting.arrival.begun:
+            if waiting.idle:
                 self._postpone(waiting, min(waiting.due, deadline))
 
     def murder_keepalived(self, force: bool = False) -> None:
@@ -366,9 +391,14 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]
         except (TimeoutError, *_NOT_YET):
             if not self.patience:
                 raise TimeoutError from None
+            self._refuse()
+            raise RequestTimeout from None
         finally:
             self.sock.settimeout(None)
+
+    def _refuse(self) -> None:
         with contextlib.suppress(OSError):
-            self.sock.sendall(TIMED_OUT)
+            self.sock.settimeout(0.0)  # who does not read its answers is not told
+            self.sock.send(TIMED_OUT)
+        with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)  # the app's own answer would come second
-        raise RequestTimeout

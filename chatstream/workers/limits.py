@@ -7,18 +7,24 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from chatstream import server
 from chatstream.config import Settings
+from chatstream.workers.arrival import Arrival
 
 LINGER = 2.0
 """Seconds that a peer has to close a connection that we have closed (RFC 9112, section 9.6)."""
+
+NO_DESCRIPTOR = 0.5
+"""Seconds without accepting where the process has no descriptor left."""
 
 
 def _refusal(status: str) -> bytes:
     return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
 
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 TIMED_OUT = _refusal("408 Request Timeout")
 LONG_BODY = _refusal("413 Content Too Large")
 LONG_HEAD = _refusal("431 Request Header Fields Too Large")
@@ -44,29 +50,54 @@ class Limits:
 
     @classmethod
     def load(cls) -> Limits:
-        """The settings of this process's app; else those of the environment."""
+        """The settings of this process's app, of several what is the most; else the environment's.
+
+        For before it is known whose request it is, they have to agree.
+        """
         every = [service.settings for service in server.services()]
-        settings = every[0] if every else Settings.load({}, os.environ)
+        every = every or [Settings.load({}, os.environ)]
         return cls(
-            first=settings.headers_timeout,
-            kept=settings.keepalive_timeout,
-            request=settings.request_timeout,
-            body=max(each.max_body for each in every or [settings]),
-            _ours=_pattern(each.url_prefix for each in every or [settings]),
+            first=max(each.headers_timeout for each in every),
+            kept=max(each.keepalive_timeout for each in every),
+            request=max(each.request_timeout for each in every),
+            body=max(each.max_body for each in every),
+            _ours=_pattern(each.url_prefix for each in every),
         )
 
-    def ours(self, target: bytes) -> bool:
-        """Whether a request's target is one of our routes, wherever they are mounted."""
-        return self._ours.match(target) is not None
+    def ours(self, arrival: Arrival) -> bool:
+        """Whether one of our routes is asked for, wherever they are mounted. With the head there.
 
-    def due(self, target: bytes, first_byte: float, now: float) -> float:
-        """When a body has to be there, or to go on."""
-        return (first_byte if self.ours(target) else now) + self.request
+        Looked at once: a target may be long, and its body come byte by byte.
+        """
+        if arrival.ours is None:
+            arrival.ours = self._is_ours(arrival.target)
+        return arrival.ours
+
+    def _is_ours(self, target: bytes) -> bool:
+        path = re.split(rb"[?#]", target, maxsplit=1)[0]
+        return self._ours.fullmatch(unquote_to_bytes(path)) is not None
+
+    def due(
+        self, arrival: Arrival, first_byte: float, now: float, due: float, *, new: bool
+    ) -> float:
+        """When a request that has begun has to be there, or to go on.
+
+        Args:
+            arrival: The request.
+            first_byte: When that came.
+            now: When its last byte came.
+            due: When its head had to be there, until now.
+            new: Whether it is its connection's first: that has `first` seconds for the head.
+        """
+        if arrival.has_head:
+            return (first_byte if self.ours(arrival) else now) + self.request
+        whole = first_byte + self.request
+        return min(due, whole) if new else whole
 
 
 def _pattern(prefixes: Iterable[str]) -> re.Pattern[bytes]:
     prefix = b"|".join(re.escape(prefix.encode()) for prefix in prefixes)
-    return re.compile(rb"[^?#]*(?:%b)/(?:stream|cancel(?:/[^?#]*)?)(?:[?#]|$)" % prefix)
+    return re.compile(rb".*(?:%b)/(?:stream|cancel(?:/.*)?)" % prefix, re.DOTALL)
 
 
 def supported(cfg: Any) -> bool:
