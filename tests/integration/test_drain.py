@@ -83,8 +83,8 @@ def serving(
     try:
         yield rig
         assert [line for line in server.errors() if "SIGKILL" not in line] == []  # gunicorn's own
-        if setting.foreign:  # gunicorn's own loses a SIGTERM that comes before it has patched
-            eventually(lambda: server.workers and server.worker, "the next worker")
+        # gunicorn loses a SIGTERM that comes before a worker has its handlers.
+        eventually(lambda: server.workers and server.worker, "the next worker")
     finally:
         rig.close_clients()
         server.stop()
@@ -97,6 +97,7 @@ class Streams:
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
+        self.worker = rig.server.worker
         self._short = self._begin("short", rate=20, tokens=12)
         self._chatty = self._begin("chatty", rate=20, tokens=5000)
         self._silent = self._begin("silent", silent_after=1)
@@ -128,25 +129,18 @@ class Streams:
         assert " completed " in self._rig.server.ending_of("short")
 
 
-def end(rig: Rig, number: signal.Signals) -> int:
-    """Ends the one worker."""
-    worker = rig.server.worker
-    os.kill(worker, number)
-    return worker
-
-
 @pytest.mark.parametrize("name", SETTINGS)
 def test_sigterm_drains(name: str, tmp_path: Path, provider: Provider) -> None:
     """Case 37: who can finish does; the rest is told when CHATSTREAM_DRAIN is over, not before."""
     with serving(name, tmp_path, provider) as rig:
         streams = Streams(rig)
         began = time.monotonic()
-        worker = end(rig, signal.SIGTERM)
+        os.kill(streams.worker, signal.SIGTERM)
         streams.assert_the_short_one_is_whole()
         streams.assert_told()
         assert time.monotonic() - began >= DRAIN
         rig.close_clients()
-        eventually(lambda: not is_running(worker), "the worker's end")
+        eventually(lambda: not is_running(streams.worker), "the worker's end")
 
 
 @pytest.mark.parametrize(
@@ -162,11 +156,11 @@ def test_sigquit_and_sigint_end_at_once(
     """Without draining: but each client is told, and each stream has its line."""
     with serving(name, tmp_path, provider, CHATSTREAM_DRAIN="3600") as rig:
         streams = Streams(rig)
-        worker = end(rig, number)
+        os.kill(streams.worker, number)
         streams.assert_told()
         assert " aborted by shutdown " in rig.server.ending_of("short")
         rig.close_clients()
-        eventually(lambda: not is_running(worker), "the worker's end")
+        eventually(lambda: not is_running(streams.worker), "the worker's end")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +170,6 @@ def test_max_requests_drains(name: str, tmp_path: Path, provider: Provider) -> N
     """gunicorn sends no signal then; what is running is drained all the same."""
     with serving(name, tmp_path, provider, "--max-requests", "20") as rig:
         streams = Streams(rig)
-        worker = rig.server.worker
         for _ in range(20):
             with contextlib.suppress(OSError):  # the worker has stopped listening
                 rig.server.get("/hello")
@@ -185,7 +178,7 @@ def test_max_requests_drains(name: str, tmp_path: Path, provider: Provider) -> N
         streams.assert_the_short_one_is_whole()
         streams.assert_told()
         rig.close_clients()
-        eventually(lambda: not is_running(worker), "the worker's end")
+        eventually(lambda: not is_running(streams.worker), "the worker's end")
 
 
 @pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
@@ -227,7 +220,7 @@ def test_the_drain_is_within_graceful_timeout(
     options = ["--graceful-timeout", "4"]
     with serving(name, tmp_path, provider, *options, CHATSTREAM_DRAIN="600") as rig:
         streams = Streams(rig)
-        end(rig, signal.SIGTERM)
+        os.kill(streams.worker, signal.SIGTERM)
         streams.assert_told()
 
 
@@ -235,8 +228,7 @@ def test_the_drain_is_within_graceful_timeout(
 def test_sigkill(name: str, tmp_path: Path, provider: Provider) -> None:
     """Nobody can say anything any more; the kernel closes, and the provider sees it."""
     with serving(name, tmp_path, provider) as rig:
-        Streams(rig)
-        end(rig, signal.SIGKILL)
+        os.kill(Streams(rig).worker, signal.SIGKILL)
         for stream in ("short", *Streams.LEFT):
             assert rig.provider.request(stream, "closed")["closed_by"] == "client"
         assert not [line for line in rig.server.log().splitlines() if ends(line)]
