@@ -31,6 +31,7 @@ from chatstream.workers.limits import (
     NO_DESCRIPTOR,
     TIMED_OUT,
     Limits,
+    check_gunicorn,
     supported,
 )
 
@@ -44,6 +45,11 @@ _KEPT_AT_THE_END = 2.0
 
 class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, with deadlines for what a client sends. For `worker_class`."""
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Called by gunicorn's master before the first worker."""
+        check_gunicorn()
 
     def init_process(self) -> None:
         """As gunicorn's. A SIGTERM that comes while it patches must not be the master's to handle.

@@ -36,6 +36,7 @@ from chatstream.workers.limits import (
     NO_DESCRIPTOR,
     TIMED_OUT,
     Limits,
+    check_gunicorn,
     supported,
 )
 
@@ -90,6 +91,12 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._look_at = math.inf  # when the first of them may be due
         self._accept_again = 0.0
         self._supported = supported(self.cfg)
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Called by gunicorn's master before the first worker."""
+        check_gunicorn()
+        super().check_config(cfg, log)
 
     def init_signals(self) -> None:
         """As gunicorn's, and the services of this process are told of an end."""

@@ -6,12 +6,16 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from chatstream import server
 from chatstream.config import Settings
 from chatstream.workers.arrival import Arrival
+
+OLDEST_GUNICORN = 27
+"""The first one whose workers are made as ours expect."""
 
 LINGER = 2.0
 """Seconds that a peer has to close a connection that we have closed (RFC 9112, section 9.6)."""
@@ -98,6 +102,20 @@ class Limits:
 def _pattern(prefixes: Iterable[str]) -> re.Pattern[bytes]:
     prefix = b"|".join(re.escape(prefix.encode()) for prefix in prefixes)
     return re.compile(rb".*(?:%b)/(?:stream|cancel(?:/.*)?)" % prefix, re.DOTALL)
+
+
+def check_gunicorn() -> None:
+    """Looks, before the first worker is made, whether our workers know this gunicorn.
+
+    Raises:
+        SystemExit: They do not; the message says what to do.
+    """
+    if int(version("gunicorn").partition(".")[0]) < OLDEST_GUNICORN:
+        raise SystemExit(
+            f"chatstream.workers need gunicorn {OLDEST_GUNICORN} or newer, and this is"
+            f" {version('gunicorn')}: pip install --upgrade gunicorn. Or take a worker of gunicorn's"
+            " own: --worker-class gthread, or gevent."
+        )
 
 
 def supported(cfg: Any) -> bool:

@@ -9,8 +9,16 @@ import pytest
 
 from chatstream import server
 from chatstream.config import Settings
+from chatstream.workers import limits
 from chatstream.workers.arrival import Arrival
-from chatstream.workers.limits import LONG_BODY, LONG_HEAD, TIMED_OUT, Limits, supported
+from chatstream.workers.limits import (
+    LONG_BODY,
+    LONG_HEAD,
+    TIMED_OUT,
+    Limits,
+    check_gunicorn,
+    supported,
+)
 
 
 class Service:
@@ -178,3 +186,16 @@ def test_refusals_are_whole_answers(refusal: bytes) -> None:
     assert lines[0].split()[1] in (b"408", b"413", b"431")
     assert {b"Connection: close", b"Content-Length: 0"} == set(lines[1:])
     assert body == b""
+
+
+@pytest.mark.parametrize(("there", "good"), [("27.0.1", True), ("100.0", True), ("26.2.0", False)])
+def test_an_older_gunicorn_is_refused(
+    monkeypatch: pytest.MonkeyPatch, there: str, good: bool
+) -> None:
+    """With a sentence, before a worker is made; its own workers serve with any."""
+    monkeypatch.setattr(limits, "version", lambda name: there)
+    if good:
+        check_gunicorn()
+        return
+    with pytest.raises(SystemExit, match=f"gunicorn 27 or newer, and this is {there}"):
+        check_gunicorn()
