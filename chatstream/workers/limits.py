@@ -113,8 +113,8 @@ def check_gunicorn() -> None:
     if int(version("gunicorn").partition(".")[0]) < OLDEST_GUNICORN:
         raise SystemExit(
             f"chatstream.workers need gunicorn {OLDEST_GUNICORN} or newer, and this is"
-            f" {version('gunicorn')}: pip install --upgrade gunicorn. Or take a worker of gunicorn's"
-            " own: --worker-class gthread, or gevent."
+            f" {version('gunicorn')}: pip install --upgrade gunicorn."
+            " Or take a worker of gunicorn's own: --worker-class gthread, or gevent."
         )
 
 
