@@ -15,7 +15,7 @@ run: .venv/.run  ## the real provider
 	@$(BIN)/gunicorn wsgi:app
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

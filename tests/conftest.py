@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,3 +59,10 @@ def eventually(condition: Callable[[], Value], what: str = "", patience: float =
             pytest.fail(f"not within {patience} s: {what or condition}; last seen: {value!r}")
         time.sleep(0.005)
     return value
+
+
+@pytest.fixture
+def short_base() -> Iterator[Path]:
+    """A base for a bus that is not too long, wherever the tests run."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)

@@ -9,7 +9,6 @@ import resource
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,13 +82,6 @@ def provider() -> Iterator[responses.RequestsMock]:
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         mock.post(URL, body=EVENT + DONE, content_type="text/event-stream")
         yield mock
-
-
-@pytest.fixture
-def short_base() -> Iterator[Path]:
-    """A base for a bus that is not too long, wherever the tests run."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        yield Path(folder)
 
 
 class OtherWorkers(Bus):

@@ -314,7 +314,7 @@ def test_there_is_a_scene_for_each_refusal() -> None:
     assert set(REFUSALS) == reasons(STREAMS["post"]) - others
 
 
-@pytest.mark.parametrize(("refusal", "scene"), REFUSALS.items(), ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("refusal", "scene"), REFUSALS.items(), ids=map(str, REFUSALS))
 def test_each_refusal_is_as_documented(play: Play, refusal: tuple[int, str], scene: Scene) -> None:
     """Each has the status, the headers and the JSON that the document gives for it."""
     response = play(scene, STREAM)
@@ -364,7 +364,7 @@ def test_there_is_a_scene_for_each_answer_to_a_cancel() -> None:
     assert statuses == set(CANCELS["post"]["responses"]) - {"405"}
 
 
-@pytest.mark.parametrize(("answer", "scene"), CANCELLED.items(), ids=str)
+@pytest.mark.parametrize(("answer", "scene"), CANCELLED.items(), ids=map(str, CANCELLED))
 def test_each_answer_to_a_cancel_is_as_documented(
     play: Play, answer: tuple[int, str | None], scene: Scene
 ) -> None:

@@ -877,11 +877,11 @@ def test_a_stream_that_other_workers_keep_from_starting(
 
 
 def test_a_bus_that_cannot_start(
-    chat: MakeChat, answers: responses.RequestsMock, tmp_path: Path
+    chat: MakeChat, answers: responses.RequestsMock, short_base: Path
 ) -> None:
     """Streams are relayed, this worker's are stopped, and for another's the answer is a 503."""
-    c = chat(BUS=f"unix://{tmp_path}")
-    service_directory(tmp_path, "x", "0").parent.touch()  # where the user's directory should be
+    c = chat(BUS=f"unix://{short_base}")
+    service_directory(short_base, "x", "0").parent.touch()  # where the user's directory should be
     assert c.post().data == EVENT + DONE
     response = c.cancel("/s-1")
     assert (response.status_code, response.json) == (

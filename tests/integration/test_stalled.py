@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,8 +85,14 @@ def test_a_silent_stream_is_not_stalled(impatient: Rig) -> None:
 def test_an_answer_that_is_whole_but_not_taken(impatient: Rig) -> None:
     """It was paid for, and is `completed`; but it must not hold its slot for ever."""
     client = impatient.client(receive_buffer=4096)
-    client.post("untaken", simulate={"rate": 1_000_000, "tokens": 1, "pad": 400_000})
-    client.head()
+    worker = impatient.server.worker
+    simulate = {"id": "untaken", "headers_after": 0.3, "tokens": 1, "rate": 0, "pad": 100_000}
+    client.post("untaken", simulate=simulate)
+    provider = impatient.provider
+    provider.request("untaken")
+    os.kill(worker, signal.SIGSTOP)  # when it goes on, all is there, and goes out in one write
+    eventually(lambda: provider.request("untaken")["finished"], "the whole answer")
+    os.kill(worker, signal.SIGCONT)
     eventually(lambda: not impatient.server.debug()["slots"], "its slot")
     assert " completed " in impatient.server.ending_of("untaken")
     assert b"[DONE]" not in client.to_the_end()

@@ -318,6 +318,7 @@ def _press_once(made: Visit, port: int) -> None:
 
 def _supersede(made: Visit, stage: Stage) -> None:
     first = _until_the_moment(made, stage)
+    first.read(lambda: first.status != 0, STOPPED_S)  # else the second may be there first
     made.pressed_ns = time.monotonic_ns()
     second = _ask(made, stage, 1)
     if second.read(lambda: second.status != 0, STOPPED_S):
