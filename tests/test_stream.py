@@ -818,12 +818,9 @@ def test_a_stop_ends_the_body_properly(walk: MakeWalk, cause: Cause) -> None:
     w.say(EVENT)
     assert w.next() == EVENT
 
-    def stop() -> None:
-        w.stream.abort(cause)
-        assert w.provider.recv(1) == b""
-
-    threading.Timer(0.02, stop).start()
+    threading.Timer(0.02, w.stream.abort, [cause]).start()
     assert w.rest() == []
+    assert w.provider.recv(1) == b""
     assert w.iterable.refusal is None
     assert w.end().cause is cause
 
