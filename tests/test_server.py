@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from chatstream import server
+from chatstream import native, server
 from chatstream.server import enrol, follow_signals, gunicorn_worker, notice_end, post_worker_init
 from tests.conftest import eventually
 
@@ -132,6 +135,41 @@ def test_another_thread_cannot_follow(worker: Worker) -> None:
     assert followed == [False]
     signal.raise_signal(signal.SIGTERM)
     assert worker.handled == [signal.SIGTERM]
+
+
+def test_a_process_that_the_app_has_forked(worker: Worker, service: Service) -> None:
+    """It has the sockets of the worker's streams, and ending it (multiprocessing) ends none."""
+    follow_signals()
+    child = os.fork()
+    if child == 0:
+        try:
+            with ThreadPoolExecutor() as pool:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGQUIT)
+                pool.submit(time.sleep, 0.2).result()  # as long as a thread may take
+            os._exit(10 * len(worker.handled) + len(service.told))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 20
+    signal.raise_signal(signal.SIGTERM)
+    eventually(lambda: service.told == [False], "the word")
+
+
+def test_no_thread_can_be_had(
+    worker: Worker, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is told all the same, and nothing is raised where it was interrupted."""
+
+    def refuse(target: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(native, "start_bare_thread", refuse)
+    follow_signals()
+    signal.raise_signal(signal.SIGTERM)
+    assert worker.handled == [signal.SIGTERM]
+    worker.alive = False
+    notice_end()  # the next request
+    assert service.told == [False]
 
 
 def test_an_apps_own_handler_is_kept(worker: Worker, service: Service) -> None:
