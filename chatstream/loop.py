@@ -249,9 +249,11 @@ class ClientSocket:
         self._released = False
         self._taken = 0  # as a look saw it
         self._waiting_since: float | None = None  # of the looks, that saw no change: the first
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         self._options = liveness.notice_vanished(self._sock)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            unsent = (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            self._options.append((*unsent, self._sock.getsockopt(*unsent)))
+            self._sock.setsockopt(*unsent, UNSENT)
 
     def expect_end(self, patience: float) -> None:
         """From now on the peer must take bytes: none for `patience` seconds shuts the socket down.

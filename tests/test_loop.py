@@ -155,6 +155,18 @@ def test_a_watched_client_is_noticed_when_it_vanishes(loop: Loop, make: Connecte
         assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == before
 
 
+def test_the_next_request_has_the_connections_own_send_buffer(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """What waits for a client is bounded while it has a stream, not when it has a download."""
+    unsent = (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+    before = pair[0].getsockopt(*unsent)
+    watch = loop.watch(pair[0], lambda: None)
+    assert pair[0].getsockopt(*unsent) == UNSENT
+    watch.release()
+    assert pair[0].getsockopt(*unsent) == before
+
+
 def test_a_client_that_vanished(
     loop: Loop, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
