@@ -110,6 +110,7 @@ class _Handler:
     def __init__(self, then: Callable[[int, FrameType | None], Any], at_once: bool) -> None:
         self._then = then
         self._at_once = at_once
+        self.__self__ = getattr(then, "__self__", None)  # as that's: the worker is found by it
         self._pid = os.getpid()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:

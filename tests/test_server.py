@@ -93,6 +93,14 @@ def test_the_worker_is_found_also_when_its_signals_are_followed(worker: Worker) 
     assert gunicorn_worker() is worker
 
 
+def test_the_worker_is_found_where_an_app_has_taken_the_other_signals(worker: Worker) -> None:
+    """Those that do not end it, as SIGUSR1 for a dump."""
+    assert follow_signals()
+    for number in (signal.SIGUSR1, signal.SIGWINCH):
+        signal.signal(number, lambda number, frame: None)
+    assert gunicorn_worker() is worker
+
+
 @pytest.mark.parametrize(("number", "at_once"), ENDS.items())
 def test_a_signal_is_told_and_passed_on(
     worker: Worker, service: Service, number: signal.Signals, at_once: bool
