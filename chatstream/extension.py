@@ -346,20 +346,17 @@ class Service:
         self._look_at_clients()
 
     def _look_at_clients(self) -> None:
-        """Ends the streams whose clients have vanished or take no bytes.
+        """Ends the streams whose clients have vanished or take no bytes, again and again.
 
         Also those that have an end already, and only have to be sent.
         """
         timeout = self.settings.send_timeout
-        for stream in self.registry.held():
-            client = stream.client
-            if client is None:
-                continue
-            cause = Cause.CLIENT if client.vanished() else Cause.STALLED
-            if cause is Cause.CLIENT or client.stalled(timeout):
-                stream.abort(cause)
-                client.shutdown()
-        self._loop.call_later(min(LOOK, timeout / 4), self._look_at_clients)
+        try:
+            for stream in self.registry.held():
+                _look_at(stream, timeout)
+        finally:  # a client that cannot be looked at hides no other for ever
+            if self._looking == os.getpid():  # else stopped meanwhile: that would begin a new loop
+                self._loop.call_later(min(LOOK, timeout / 4), self._look_at_clients)
 
     def _connect(self, payload: bytes, stream: Stream) -> None:
         self.registry.enter(stream)
@@ -402,6 +399,16 @@ class Service:
             self._loop.cancel(timer)
         if stream.client is not None:
             stream.client.release()
+
+
+def _look_at(stream: Stream, timeout: float) -> None:
+    client = stream.client
+    if client is None:
+        return
+    cause = Cause.CLIENT if client.vanished() else Cause.STALLED
+    if cause is Cause.CLIENT or client.stalled(timeout):
+        stream.abort(cause)
+        client.shutdown()
 
 
 _apps: Counter[str] = Counter()

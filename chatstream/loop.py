@@ -247,10 +247,13 @@ class ClientSocket:
         self._lock = native.allocate_lock()  # held around system calls that return at once
         self._timer: Timer | None = None
         self._released = False
-        self._taken, self._taken_at = 0, 0.0  # when the peer was last seen to take bytes
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        self._taken = 0  # as a look saw it
+        self._waiting_since: float | None = None  # of the looks, that saw no change: the first
         self._options = liveness.notice_vanished(self._sock)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            unsent = (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            self._options.append((*unsent, self._sock.getsockopt(*unsent)))
+            self._sock.setsockopt(*unsent, UNSENT)
 
     def expect_end(self, patience: float) -> None:
         """From now on the peer must take bytes: none for `patience` seconds shuts the socket down.
@@ -266,15 +269,19 @@ class ClientSocket:
     def stalled(self, timeout: float) -> bool:
         """Whether bytes wait for the peer, and in the last `timeout` seconds it took none.
 
-        As far as calls before this one have seen. Safe from any thread.
+        As far as calls before this one have seen: what was sent since the last one may just be on
+        its way, however long there was nothing to send. Safe from any thread.
         """
         with self._lock:
             if self._released:
                 return False
             taken, now = _taken(self._sock), monotonic()
-            if taken != self._taken or not _send_queue(self._sock):
-                self._taken, self._taken_at = taken, now
-            return now - self._taken_at >= timeout
+            if not _send_queue(self._sock):
+                self._waiting_since = None
+                return False
+            if taken != self._taken or self._waiting_since is None:
+                self._taken, self._waiting_since = taken, now
+            return now - self._waiting_since >= timeout
 
     def vanished(self) -> bool:
         """Whether the peer has gone without a word (`liveness`). Safe from any thread."""

@@ -7,6 +7,8 @@ first, and each request looks whether its worker still is to live.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import weakref
 from collections.abc import Callable
@@ -99,7 +101,7 @@ def notice_end() -> None:
     That is how `max_requests` shows: gunicorn tells nobody.
     """
     if not getattr(gunicorn_worker(), "alive", True):
-        _drain(at_once=False)
+        drain()
 
 
 class _Handler:
@@ -108,13 +110,20 @@ class _Handler:
     def __init__(self, then: Callable[[int, FrameType | None], Any], at_once: bool) -> None:
         self._then = then
         self._at_once = at_once
+        self.__self__ = getattr(then, "__self__", None)  # as that's: the worker is found by it
+        self._pid = os.getpid()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        # The thread that is interrupted here may hold any lock, the loop's too.
-        native.start_bare_thread(partial(_drain, at_once=self._at_once))
+        # A process that the app has forked has this handler and the sockets, but no streams.
+        if os.getpid() == self._pid:
+            # No thread to be had is no reason for the worker to live on, nor to fail here.
+            with contextlib.suppress(RuntimeError):
+                # The thread that is interrupted here may hold any lock, the loop's too.
+                native.start_bare_thread(partial(drain, at_once=self._at_once))
         self._then(number, frame)
 
 
-def _drain(*, at_once: bool) -> None:
+def drain(*, at_once: bool = False) -> None:
+    """Has this process's services drained, soon or at once. As `Drains.drain`."""
     for service in services():
         service.drain(at_once=at_once)

@@ -1495,8 +1495,38 @@ def test_how_often_clients_are_looked_at(
     delays: list[float] = []
     us = service(send_timeout=send_timeout)
     monkeypatch.setattr(us._loop, "call_later", lambda delay, callback: delays.append(delay))
-    us._look_at_clients()
+    us._begin_looking()
     assert delays == [interval]
+
+
+def test_a_client_that_cannot_be_looked_at(
+    service: MakeService, provider: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are looked at again, all the same."""
+    delays: list[float] = []
+    us = service()
+    iterable = us.open(PAYLOAD)
+    client = iterable.stream.client = StuckClient()
+    monkeypatch.setattr(client, "vanished", lambda: 1 / 0)
+    monkeypatch.setattr(us._loop, "call_later", lambda delay, callback: delays.append(delay))
+    with pytest.raises(ZeroDivisionError):
+        us._begin_looking()
+    assert len(delays) == 1
+    monkeypatch.undo()
+    walked(iterable)
+
+
+def test_a_look_during_stop_is_the_last(
+    service: MakeService, provider: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not begin a loop that nobody stops."""
+    us = service()
+    iterable = us.open(PAYLOAD)
+    client = iterable.stream.client = StuckClient()
+    monkeypatch.setattr(client, "vanished", us.stop)
+    us._begin_looking()
+    assert not us._loop._pid
+    iterable.close()
 
 
 def test_clients_are_looked_at_from_the_first_one_on(

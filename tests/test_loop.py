@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import resource
@@ -19,10 +20,12 @@ import pytest
 
 from chatstream import liveness, native
 from chatstream.errors import Busy
-from chatstream.loop import UNSENT, Loop
+from chatstream.loop import UNSENT, Loop, _send_queue
 from tests.conftest import eventually
 
 PATIENCE = 0.2
+
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no name for it
 
 Connected = Callable[[], AbstractContextManager[tuple[socket.socket, socket.socket]]]
 
@@ -152,6 +155,18 @@ def test_a_watched_client_is_noticed_when_it_vanishes(loop: Loop, make: Connecte
         assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == before
 
 
+def test_the_next_request_has_the_connections_own_send_buffer(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """What waits for a client is bounded while it has a stream, not when it has a download."""
+    unsent = (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+    before = pair[0].getsockopt(*unsent)
+    watch = loop.watch(pair[0], lambda: None)
+    assert pair[0].getsockopt(*unsent) == UNSENT
+    watch.release()
+    assert pair[0].getsockopt(*unsent) == before
+
+
 def test_a_client_that_vanished(
     loop: Loop, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,13 +206,52 @@ def test_a_client_that_takes_no_bytes_has_stalled(loop: Loop, make: Connected) -
         assert not watch.stalled(0.0)
 
 
+def deafen(sock: socket.socket) -> None:
+    """From now on `sock` gets nothing: a classic BPF program that returns 0 (socket(7))."""
+    instruction = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(instruction))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def test_a_client_whose_first_acknowledgement_is_on_its_way_has_not_stalled(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """A look that comes right after the first bytes of a connection has seen nothing yet."""
+    server, client = pair
+    watch = loop.watch(server, lambda: None)
+    deafen(client)
+    server.sendall(b"the first bytes")
+    assert not watch.stalled(30.0)
+    eventually(lambda: watch.stalled(0.1), "the stall, in time")
+    watch.release()
+
+
+def test_what_was_sent_after_a_silence_has_its_time(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """That nothing was taken while nothing was sent does not count."""
+    server, client = pair
+    watch = loop.watch(server, lambda: None)
+    server.sendall(b"all there is")
+    eventually(lambda: not _send_queue(watch._sock), "its acknowledgement")
+    assert not watch.stalled(0.05)
+    until = time.monotonic() + 0.1
+    eventually(lambda: time.monotonic() > until)
+    deafen(client)
+    server.sendall(b"more")
+    assert not watch.stalled(0.05)
+    eventually(lambda: watch.stalled(0.05), "the stall, in time")
+    watch.release()
+
+
 def test_a_client_for_whom_nothing_waits_has_not_stalled(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """It has taken all there is, however long ago that was."""
     watch = loop.watch(pair[0], lambda: None)
     pair[0].sendall(b"all there is")
-    eventually(lambda: watch.stalled(0.0) and not watch.stalled(0.01), "its acknowledgement")
+    eventually(lambda: not _send_queue(watch._sock), "its acknowledgement")
+    assert not watch.stalled(0.0)
     until = time.monotonic() + 0.1
     eventually(lambda: time.monotonic() > until)
     assert not watch.stalled(0.05)

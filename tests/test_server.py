@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from chatstream import server
+from chatstream import native, server
 from chatstream.server import enrol, follow_signals, gunicorn_worker, notice_end, post_worker_init
 from tests.conftest import eventually
 
@@ -90,6 +93,14 @@ def test_the_worker_is_found_also_when_its_signals_are_followed(worker: Worker) 
     assert gunicorn_worker() is worker
 
 
+def test_the_worker_is_found_where_an_app_has_taken_the_other_signals(worker: Worker) -> None:
+    """Those that do not end it, as SIGUSR1 for a dump."""
+    assert follow_signals()
+    for number in (signal.SIGUSR1, signal.SIGWINCH):
+        signal.signal(number, lambda number, frame: None)
+    assert gunicorn_worker() is worker
+
+
 @pytest.mark.parametrize(("number", "at_once"), ENDS.items())
 def test_a_signal_is_told_and_passed_on(
     worker: Worker, service: Service, number: signal.Signals, at_once: bool
@@ -132,6 +143,41 @@ def test_another_thread_cannot_follow(worker: Worker) -> None:
     assert followed == [False]
     signal.raise_signal(signal.SIGTERM)
     assert worker.handled == [signal.SIGTERM]
+
+
+def test_a_process_that_the_app_has_forked(worker: Worker, service: Service) -> None:
+    """It has the sockets of the worker's streams, and ending it (multiprocessing) ends none."""
+    follow_signals()
+    child = os.fork()
+    if child == 0:
+        try:
+            with ThreadPoolExecutor() as pool:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGQUIT)
+                pool.submit(time.sleep, 0.2).result()  # as long as a thread may take
+            os._exit(10 * len(worker.handled) + len(service.told))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 20
+    signal.raise_signal(signal.SIGTERM)
+    eventually(lambda: service.told == [False], "the word")
+
+
+def test_no_thread_can_be_had(
+    worker: Worker, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is told all the same, and nothing is raised where it was interrupted."""
+
+    def refuse(target: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(native, "start_bare_thread", refuse)
+    follow_signals()
+    signal.raise_signal(signal.SIGTERM)
+    assert worker.handled == [signal.SIGTERM]
+    worker.alive = False
+    notice_end()  # the next request
+    assert service.told == [False]
 
 
 def test_an_apps_own_handler_is_kept(worker: Worker, service: Service) -> None:

@@ -81,7 +81,10 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """gunicorn's sign of life, each second; who asks for nothing does not hold an end up."""
         super().notify()
-        if self.alive or self.server_class is None:
+        if self.alive:
+            return
+        server.drain()  # `max_requests` may be another app's request, that no hook of ours saw
+        if self.server_class is None:
             return
         self._ended = self._ended or monotonic()
         if monotonic() >= self._ended + _KEPT_AT_THE_END:

@@ -361,7 +361,11 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             self._refuse(conn, TIMED_OUT)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """The worker ends: who has not begun to ask has until `deadline`."""
+        """The worker ends: who has not begun to ask has until `deadline`, and streams are drained.
+
+        Whatever it ends for: `max_requests` may be another app's request, that no hook of ours saw.
+        """
+        server.drain()
         super()._cap_keepalive(deadline)
         for waiting in self._waiting:
             if waiting.idle:

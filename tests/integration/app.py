@@ -10,6 +10,7 @@ import os
 import struct
 import termios
 import threading
+from typing import Any
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -20,6 +21,15 @@ from chatstream import ChatStream
 logging.basicConfig(level=logging.INFO, format="%(levelname)s [%(process)d] %(message)s")
 app = Flask(__name__)
 ChatStream(app, identify=lambda: request.headers.get("X-User", "anybody"))
+
+
+def beside(environ: dict[str, object], start_response: Any) -> list[bytes]:
+    """An app that is not Flask's, mounted before all hooks of Flask's."""
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "6")])
+    return [b"beside"]
+
+
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/beside": beside})  # type: ignore[method-assign]
 
 # The host's database: a pool of one connection, held for as long as a request context lives.
 _database = threading.Semaphore(1)

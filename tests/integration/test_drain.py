@@ -164,15 +164,23 @@ def test_sigquit_and_sigint_end_at_once(
 
 
 @pytest.mark.parametrize(
-    "name", ["ours-gthread", "ours-gevent", "foreign-gthread", "foreign-gevent"]
+    ("name", "path"),
+    [
+        ("ours-gthread", "/hello"),
+        ("ours-gevent", "/hello"),
+        ("foreign-gthread", "/hello"),
+        ("foreign-gevent", "/hello"),
+        ("ours-gthread", "/beside"),  # no hook of Flask's sees it
+        ("ours-gevent", "/beside"),
+    ],
 )
-def test_max_requests_drains(name: str, tmp_path: Path, provider: Provider) -> None:
+def test_max_requests_drains(name: str, path: str, tmp_path: Path, provider: Provider) -> None:
     """gunicorn sends no signal then; what is running is drained all the same."""
     with serving(name, tmp_path, provider, "--max-requests", "20") as rig:
         streams = Streams(rig)
         for _ in range(20):
             with contextlib.suppress(OSError):  # the worker has stopped listening
-                rig.server.get("/hello")
+                rig.server.get(path)
             if "Autorestarting worker" in rig.server.log():
                 break
         streams.assert_the_short_one_is_whole()
