@@ -196,10 +196,15 @@ class Service:
             except Busy:  # no clock can be had
                 self._end_streams()
 
+    def at_rest(self) -> bool:
+        """Whether no stream is left, also none that has ended and only has to be sent."""
+        return len(self.registry) == 0
+
     def stop(self) -> None:
         """Aborts every stream (cause SHUTDOWN), closes idle connections, ends the loop's thread.
 
-        For tests and for the end of a process; a later `open` starts again.
+        For tests and for the end of a process; a later `open` starts again. Nobody lets go of
+        clients that do not read any more: `drain` first, and wait until it is `at_rest`.
         """
         self._end_streams()
         with self._starting():

@@ -38,6 +38,9 @@ class Drains(Protocol):
     def drain(self, *, at_once: bool = False) -> None:
         """Streams come to an end, soon or at once. From any thread, also of the system's own."""
 
+    def at_rest(self) -> bool:
+        """Whether no stream is left, also none that has only to be sent. From any thread."""
+
 
 _services: weakref.WeakSet[Drains] = weakref.WeakSet()
 

@@ -1328,7 +1328,9 @@ def test_a_drained_stream_may_end_by_itself(
     us = service(drain=60)
     iterable = us.open(PAYLOAD, session_id="s-1")
     us.drain()
+    assert not us.at_rest()
     assert walked(iterable) == EVENT + DONE
+    assert us.at_rest()
     assert walked(us.open(PAYLOAD)) == EVENT + DONE
     assert sum(" completed " in line for line in lines()) == 2
 

@@ -44,6 +44,9 @@ class Service:
         self.may_drain = threading.Event()
         self.may_drain.set()
 
+    def at_rest(self) -> bool:
+        return True
+
     def drain(self, *, at_once: bool = False) -> None:
         self.may_drain.wait(5)
         self.threads.append(threading.get_ident())

@@ -13,12 +13,13 @@ import signal
 import socket
 from functools import partial
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import gevent
 from gevent.server import StreamServer
 from gunicorn import sock as gunicorn_sock
-from gunicorn.workers import ggevent
+from gunicorn.workers import base, ggevent
 
 from chatstream import server
 from chatstream.errors import RequestTimeout, out_of_descriptors
@@ -39,6 +40,12 @@ _RECEIVE = 65536
 _UNREAD = 65536
 """Bytes of a body that an app did not read, thrown away so that a connection can go on."""
 
+_LAST_WORDS = 5.0
+"""Seconds that a worker which is to end at once waits for its streams' clients.
+
+They have two from the end on, and from the last byte that they took.
+"""
+
 _KEPT_AT_THE_END = 2.0
 """Seconds that a worker which ends waits for clients to begin a request; as on gthread."""
 
@@ -58,6 +65,17 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
         """
         signal.signal(signal.SIGTERM, self.handle_exit)
         super().init_process()
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """As gunicorn's, once the streams are out: they end at once, in greenlets of their own."""
+        gevent.spawn(self._quit, sig, frame)
+
+    def _quit(self, sig: int, frame: FrameType | None) -> None:
+        self.alive = False
+        until = monotonic() + _LAST_WORDS
+        while monotonic() < until and not all(service.at_rest() for service in server.services()):
+            gevent.sleep(0.02)
+        base.Worker.handle_quit(self, sig, frame)
 
     def init_signals(self) -> None:
         """As gunicorn's, and the services of this process are told of an end."""

@@ -163,6 +163,25 @@ def test_sigquit_and_sigint_end_at_once(
         eventually(lambda: not is_running(streams.worker), "the worker's end")
 
 
+@pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
+def test_sigquit_with_clients_that_do_not_read(
+    name: str, tmp_path: Path, provider: Provider
+) -> None:
+    """They hold nothing up for long, and their streams have their lines too."""
+    with serving(name, tmp_path, provider) as rig:
+        worker = rig.server.worker
+        for number in range(3):
+            client = rig.client(receive_buffer=4096)
+            flood = {"id": f"stuck-{number}", "rate": 0, "pad": 16384, "tokens": 100_000}
+            client.post(f"stuck-{number}", simulate=flood)
+            provider.request(f"stuck-{number}", "delivered", count=8)
+        os.kill(worker, signal.SIGQUIT)
+        for number in range(3):
+            assert " aborted by shutdown " in rig.server.ending_of(f"stuck-{number}")
+            assert provider.request(f"stuck-{number}", "closed")["closed_by"] == "client"
+        eventually(lambda: not is_running(worker), "the worker's end")
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [
