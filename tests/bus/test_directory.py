@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -54,6 +55,7 @@ def short_base() -> Iterator[Path]:
 @pytest.fixture
 def enter(path: Path) -> Iterator[Enter]:
     """This process enters `path`, or another. A test that leaves a file open fails."""
+    gc.collect()  # what other tests have left would go meanwhile
     before = descriptors()
     entered: list[Directory] = []
 
@@ -65,7 +67,7 @@ def enter(path: Path) -> Iterator[Enter]:
     for one in entered:
         with contextlib.suppress(OSError):  # the test had it leave
             one.leave()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.fixture

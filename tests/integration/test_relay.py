@@ -487,6 +487,7 @@ def test_a_torrent_leaves_others_their_turn(rig: Rig, session: str) -> None:
     slow.until(b"data: ")
     torrent = rig.client()
     torrent.post(session, simulate={"id": session, "rate": 0, "pad": 16_384, "tokens": 100_000})
+    torrent.head()  # whose last line may look like a body's end
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(_drain, torrent)
         rig.provider.request(session, "delivered", count=1000)
