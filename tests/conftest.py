@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -25,6 +26,12 @@ def require(program: str) -> None:
     """Skips the test where `program` is not installed; in CI that is a failure."""
     if shutil.which(program) is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no {program} here")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nobody_elses_garbage() -> None:
+    """What other modules left is gone: descriptors are counted in many tests."""
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

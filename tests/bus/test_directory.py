@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import shutil
 import signal
@@ -55,7 +54,6 @@ def short_base() -> Iterator[Path]:
 @pytest.fixture
 def enter(path: Path) -> Iterator[Enter]:
     """This process enters `path`, or another. A test that leaves a file open fails."""
-    gc.collect()  # what other tests have left would go meanwhile
     before = descriptors()
     entered: list[Directory] = []
 
