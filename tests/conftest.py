@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +58,14 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(folder)
     yield server
     server.stop()
+
+
+def fill(sock: socket.socket) -> None:
+    """Sends until the kernel takes no more: the peer's window is shut, the send queue full."""
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(65536))
 
 
 def eventually(condition: Callable[[], Value], what: str = "", patience: float = PATIENCE) -> Value:

@@ -12,7 +12,7 @@ import pytest
 
 from chatstream import extension, liveness, upstream
 from chatstream.liveness import has_vanished, notice_vanished, restore
-from tests.conftest import eventually
+from tests.conftest import eventually, fill
 
 OPTIONS = {
     "SO_KEEPALIVE": (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -40,14 +40,6 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         server, _ = listener.accept()
         with server:
             yield server, client
-
-
-def fill(sock: socket.socket) -> None:
-    """Sends until the peer's window is shut and the send queue is full."""
-    sock.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sock.send(bytes(65536))
 
 
 def backoff(sock: socket.socket) -> int:

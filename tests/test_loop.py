@@ -21,7 +21,7 @@ import pytest
 from chatstream import liveness, native
 from chatstream.errors import Busy
 from chatstream.loop import UNSENT, Loop, _send_queue
-from tests.conftest import eventually
+from tests.conftest import eventually, fill
 
 PATIENCE = 0.2
 
@@ -180,14 +180,6 @@ def test_a_client_that_vanished(
     assert watch.vanished()
     watch.release()
     assert not watch.vanished()
-
-
-def fill(sock: socket.socket) -> None:
-    """Sends until the kernel takes no more."""
-    sock.setblocking(False)
-    with suppress(BlockingIOError):
-        while True:
-            sock.send(bytes(65536))
 
 
 @pytest.mark.parametrize("make", [tcp_pair, unix_pair])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +21,10 @@ from werkzeug.test import Client, TestResponse
 from werkzeug.wrappers import Response
 
 from chatstream import ChatStream, Service, errors, openapi, views
-from chatstream.bus.base import Claim, Request
-from chatstream.bus.local import LocalBus
 from chatstream.errors import BusUnavailable, Unconfirmed
 from chatstream.outcome import Cause
 from chatstream.simulator import Simulator
+from tests.test_views import OtherWorkers
 
 URL = "https://provider.test/v1/chat"
 PREFIX = "/api/chat"
@@ -216,21 +214,6 @@ def beside_another(stream_id: str, **settings: Any) -> Scene:
         return host, request
 
     return scene
-
-
-class OtherWorkers(LocalBus):
-    """A bus on which nothing can be found out."""
-
-    def __init__(self, service: Service, error: Exception) -> None:
-        super().__init__(service._receive)
-        self.error = error
-        service._bus, service._joined = self, os.getpid()
-
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
-        raise self.error
-
-    def _cancel_elsewhere(self, request: Request) -> bool:
-        raise self.error
 
 
 def unsure(error: Exception) -> Scene:

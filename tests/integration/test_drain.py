@@ -251,6 +251,34 @@ def test_the_drain_is_within_graceful_timeout(
         streams.assert_told()
 
 
+EARLY = """
+import os, signal
+from pathlib import Path
+from chatstream.workers.gevent import GeventWorker
+
+class worker_class(GeventWorker):
+    def patch(self):
+        if not Path(os.environ["EARLY"]).exists():
+            Path(os.environ["EARLY"]).touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().patch()
+"""
+
+
+def test_a_sigterm_while_gevent_patches(tmp_path: Path, provider: Provider) -> None:
+    """It is not lost, as it is in gunicorn's own: the worker ends, and another one serves."""
+    config = tmp_path / "early.conf.py"
+    config.write_text(EARLY)
+    command = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", str(config)]
+    environ = {"EARLY": str(tmp_path / "early"), "CHATSTREAM_UPSTREAM_URL": provider.url}
+    server = Server(tmp_path / "server.log", command=command, **environ)
+    try:
+        eventually(lambda: server.log().count("Booting worker") == 2, "a second worker")
+        assert server.log().count("Worker exiting") == 1
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
 def test_sigkill(name: str, tmp_path: Path, provider: Provider) -> None:
     """Nobody can say anything any more; the kernel closes, and the provider sees it."""

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import selectors
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -158,3 +160,23 @@ def test_the_end_leaves_nobody(worker: Worker) -> None:
         assert due[other] <= 1
         worker.murder_keepalived(force=True)
         assert worker.nr_conns == 0
+
+
+def test_a_quit_waits_for_no_lock_that_it_has_interrupted(worker: Worker) -> None:
+    """A signal may come amid a `submit`, which holds the pool's lock: gunicorn's own hangs then."""
+    worker.tpool = ThreadPoolExecutor(1)
+    ended: list[BaseException] = []
+
+    def quit_it() -> None:
+        try:
+            worker.handle_quit(signal.SIGQUIT, None)
+        except SystemExit as error:
+            ended.append(error)
+
+    with worker.tpool._shutdown_lock:
+        thread = threading.Thread(target=quit_it, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert ended
+    assert not worker.alive
+    worker.tpool.shutdown()
