@@ -281,9 +281,10 @@ def test_a_sigterm_while_gevent_patches(tmp_path: Path, provider: Provider) -> N
 
 @pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
 def test_sigkill(name: str, tmp_path: Path, provider: Provider) -> None:
-    """Nobody can say anything any more; the kernel closes, and the provider sees it."""
+    """Nobody can say anything any more; the kernel closes or resets, and the provider sees it."""
     with serving(name, tmp_path, provider) as rig:
         os.kill(Streams(rig).worker, signal.SIGKILL)
         for stream in ("short", *Streams.LEFT):
-            assert rig.provider.request(stream, "closed")["closed_by"] == "client"
+            # A reset where bytes had come that nobody had read.
+            assert rig.provider.request(stream, "closed")["closed_by"] in ("client", "reset")
         assert not [line for line in rig.server.log().splitlines() if ends(line)]

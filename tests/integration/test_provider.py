@@ -24,6 +24,7 @@ class Scripted:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connections: list[socket.socket] = []
         self.connections = 0
+        self.answered = threading.Event()
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1/chat/completions"
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -46,6 +47,7 @@ class Scripted:
                         length = int(line.split(b":")[1])
                 lines.read(length)
                 connection.sendall(next(self._answers))
+                self.answered.set()
         connection.close()
 
     def close(self) -> None:
@@ -72,7 +74,11 @@ def serving(log: Path, *answers: bytes) -> Iterator[tuple[Server, Scripted]]:
 
 
 def ask(server: Server, session: str) -> tuple[int, bytes]:
-    with contextlib.closing(Client(server.port).post(session)) as client:
+    return answer_to(Client(server.port).post(session))
+
+
+def answer_to(client: Client) -> tuple[int, bytes]:
+    with contextlib.closing(client):
         status, headers = client.head()
         if "content-length" in headers:
             return status, client.exactly(int(headers["content-length"]))
@@ -104,8 +110,10 @@ def test_bytes_after_the_end_do_not_reach_the_next_stream(log_file: Path) -> Non
 def test_a_body_that_breaks_its_framing(log_file: Path, body: bytes) -> None:
     """Also where the bad bytes come along with the headers: a fault of the provider's, no more."""
     with serving(log_file, HEAD + body) as (server, provider):
-        threading.Timer(0.5, provider.close).start()
-        status, answer = ask(server, "s-1")
+        client = Client(server.port).post("s-1")
+        assert provider.answered.wait(10)
+        provider.close()
+        status, answer = answer_to(client)
         assert status == 502
         assert b'"upstream_truncated"' in answer
         assert "failed: upstream_truncated" in server.ending_of("s-1")
