@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         UpstreamError,
     )
     from chatstream.extension import ChatStream, Service
+    from chatstream.iterable import StreamIterable
     from chatstream.outcome import Cause, Kind, Outcome, Phase
-    from chatstream.stream import Stream, StreamIterable
+    from chatstream.stream import Stream
 
 __all__ = [
     "BusUnavailable",
@@ -46,7 +47,7 @@ __all__ = [
     "UpstreamError",
 ]
 
-_ROOMS = ("outcome", "errors", "stream", "extension")
+_ROOMS = ("outcome", "errors", "stream", "iterable", "extension")
 
 
 def __getattr__(name: str) -> Any:

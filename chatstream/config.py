@@ -182,6 +182,9 @@ class Settings:
     bus_ttl: float = _setting(
         45.0, _ttl, "how long Redis keeps what a host that died has left, seconds"
     )
+    detach: bool = _setting(
+        True, _switch, "0 has each stream keep its thread on our gthread worker, too"
+    )
     ping_interval: float = _setting(
         15.0, _seconds, "silence towards the client after which a ping goes out, seconds"
     )

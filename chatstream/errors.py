@@ -146,6 +146,18 @@ class UpstreamError(StreamError):
     type = "upstream_error"
 
 
+def headers_late() -> UpstreamError:
+    """The word for a provider that has not answered in time."""
+    return UpstreamError(
+        "The provider did not answer in time.", code="upstream_timeout", status=504
+    )
+
+
+def idle() -> UpstreamError:
+    """The word for a provider that is silent in the middle of its answer."""
+    return UpstreamError("The provider stopped in the middle of its answer.", code="upstream_idle")
+
+
 def out_of_descriptors(error: BaseException) -> bool:
     """Whether `error` says that the process, or the machine, has no descriptor left."""
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

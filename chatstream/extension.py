@@ -29,10 +29,11 @@ from chatstream.errors import (
     UpstreamError,
     shutting_down,
 )
+from chatstream.iterable import StreamIterable
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cause, Kind, Outcome
 from chatstream.registry import Registry
-from chatstream.stream import Stream, StreamIterable
+from chatstream.stream import Stream
 
 if TYPE_CHECKING:
     from chatstream.upstream import Upstream
@@ -275,6 +276,7 @@ class Service:
             headers_timeout=self.settings.upstream_headers_timeout,
             idle_timeout=self.settings.upstream_idle_timeout,
             on_close=partial(self._closed, stream, timer),
+            loop=self._loop if self.settings.detach else None,
         )
 
     def abort(self, session_id: str, stream_id: str | None = None, *, owner: str = "") -> bool:

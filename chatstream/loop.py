@@ -56,9 +56,13 @@ class Loop:
     """Watches sockets and clocks in one native thread, which starts when first needed.
 
     All methods are safe from any thread. After a fork the child starts a loop of its own.
+
+    Attributes:
+        now: The instant (monotonic) at which what runs now became ready. Loop's thread only.
     """
 
     def __init__(self) -> None:
+        self.now = monotonic()
         self._starting = native.allocate_lock()  # held by who starts the thread
         self._reset()
 
@@ -69,7 +73,9 @@ class Loop:
         self._epoll: select.epoll | None = None  # that thread's
         self._wakeup = -1
         self._watches: dict[int, ClientSocket] = {}
-        self._readers: dict[int, Callable[[], object]] = {}
+        self._ready: dict[int, Callable[[], object]] = {}
+        self._soon: list[Callable[[], object]] = []
+        self._thread = 0  # its identity, once it runs
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._cancelled = 0
@@ -97,19 +103,33 @@ class Loop:
     def on_readable(self, fd: int, callback: Callable[[], object]) -> None:
         """Runs `callback` in the loop's thread whenever `fd` has something to read.
 
-        Until `forget_readable`, which comes before `fd` is closed. Raises as `watch` does.
+        Until `forget_ready`, which comes before `fd` is closed. Raises as `watch` does.
         """
+        self._on_ready(fd, select.EPOLLIN, callback)
+
+    def on_writable(self, fd: int, callback: Callable[[], object]) -> None:
+        """As `on_readable`, whenever there is room to write to `fd`, or nobody who would read."""
+        self._on_ready(fd, select.EPOLLOUT, callback)
+
+    def _on_ready(self, fd: int, events: int, callback: Callable[[], object]) -> None:
         self._start()
         with self._lock:
             if self._epoll is not None:
-                self._epoll.register(fd, select.EPOLLIN)
-                self._readers[fd] = callback
+                self._epoll.register(fd, events)
+                self._ready[fd] = callback
 
-    def forget_readable(self, fd: int) -> None:
-        """Ends what `on_readable` began. A callback that is running goes on. Idempotent."""
+    def forget_ready(self, fd: int) -> None:
+        """Ends `on_readable` or `on_writable`. A callback that is running goes on. Idempotent."""
         with self._lock:
-            if self._readers.pop(fd, None) is not None and self._epoll is not None:
+            if self._ready.pop(fd, None) is not None and self._epoll is not None:
                 self._epoll.unregister(fd)
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Runs `callback` in the loop's thread. Raises as `watch` does."""
+        self._start()
+        with self._lock:
+            self._soon.append(callback)
+            self._wake()
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
         """Runs `callback` in the loop's thread after `delay` seconds. Raises as `watch` does."""
@@ -137,7 +157,8 @@ class Loop:
         """Ends the thread. Watches and timers are forgotten; the loop can start again."""
         with self._lock:
             self._watches.clear()
-            self._readers.clear()
+            self._ready.clear()
+            self._soon.clear()
             self._timers.clear()
             self._cancelled = 0
             self._wake()
@@ -177,16 +198,21 @@ class Loop:
 
     def _wake(self) -> None:
         """Interrupts the thread's sleep. Under the lock: the descriptor is there while it runs."""
-        if self._epoll is not None and self._pid == os.getpid():
-            os.eventfd_write(self._wakeup, 1)
+        if self._epoll is None or self._pid != os.getpid() or native.get_ident() == self._thread:
+            return
+        os.eventfd_write(self._wakeup, 1)
 
     def _run(self, epoll: select.epoll, wakeup: int) -> None:
+        self._thread = native.get_ident()
+        ready = self._ready
         while (timeout := self._until_next_timer(epoll)) is not None:
-            for fd, _ in epoll.poll(timeout):
+            events = epoll.poll(timeout)
+            self.now = monotonic()
+            for fd, _ in events:
                 if fd == wakeup:
                     os.eventfd_read(wakeup)
                 else:
-                    _guarded(self._readers.get(fd) or self._hang_up_of(fd))
+                    _guarded(ready.get(fd) or self._hang_up_of(fd))
             for callback in self._due():
                 _guarded(callback)
         epoll.close()
@@ -200,13 +226,16 @@ class Loop:
             while self._timers and self._timers[0][2].callback is None:
                 heapq.heappop(self._timers)
                 self._cancelled -= 1
+            if self._soon:
+                return 0.0
             return max(0.0, self._timers[0][0] - monotonic()) if self._timers else -1.0
 
     def _due(self) -> list[Callable[[], object]]:
-        due = []
-        now = monotonic()
+        """What is to be run now. What these ask for in turn has to wait for the sockets' events."""
         with self._lock:
-            while self._timers and self._timers[0][0] <= now:
+            due = list(self._soon)
+            self._soon.clear()
+            while self._timers and self._timers[0][0] <= self.now:
                 timer = heapq.heappop(self._timers)[2]
                 if timer.callback is None:
                     self._cancelled -= 1

@@ -36,6 +36,12 @@ def allocate_lock() -> _thread.LockType:
     return lock
 
 
+def get_ident() -> int:
+    """Which thread of the operating system this is."""
+    ident: int = _original("_thread", "get_ident", _thread.get_ident)()
+    return ident
+
+
 def epoll() -> select.epoll:
     """A new epoll object; gevent hides the class from `select`."""
     new: select.epoll = _original("select", "epoll", getattr(select, "epoll", None))()

@@ -1,9 +1,10 @@
 """Stream: one provider call relayed to one client.
 
 `Stream` is what a stream is: its names, its verdict (the one way it ends), the upstream socket's
-handle, the framing of events and the counting. It moves no bytes. `StreamIterable` is a mover: the
-iterable that a WSGI server walks with a thread of its own. A stop never needs the mover's help:
-`Stream.abort` records the cause and shuts the upstream socket down, from any thread.
+handle, the framing of events and the counting. It moves no bytes. That is done by a mover: the
+iterable that a WSGI server walks with a thread of its own (`chatstream.iterable`), or the loop
+(`chatstream.detached`). A stop never needs the mover's help: `Stream.abort` records the cause and
+shuts the upstream socket down, from any thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -58,6 +59,19 @@ class Body(Protocol):
 
     def receive(self, timeout: float) -> bytes:
         """The next bytes; b"" at the body's end. Raises TimeoutError or UpstreamError."""
+
+    def detach(self) -> int:
+        """From now on nothing waits. Returns the socket's descriptor, -1 if there is none."""
+
+    @property
+    def more(self) -> bool:
+        """Whether `receive_now` is to be called again, though the socket may show nothing.
+
+        Of TLS there may be bytes left, or the end is known already.
+        """
+
+    def receive_now(self) -> bytes | None:
+        """As `receive`, but None when nothing is there. After `detach`. Raises UpstreamError."""
 
     def drain(self, timeout: float) -> None:
         """Reads to the end if that takes no longer, so that the connection is reused; closes."""
@@ -115,6 +129,7 @@ class Stream:
         self._verdict: Cause | StreamError | Kind | None = None
         self._handle: SocketHandle | None = None
         self._body: Body | None = None
+        self._follower: Callable[[], object] | None = None
         self._changed = threading.Event()  # answered, or ended
         self._effected = threading.Event()  # ended, and the socket is shut down
         self._splitter = sse.Splitter()
@@ -185,8 +200,13 @@ class Stream:
             handle.shutdown()
         self._stop_ms = (monotonic() - noticed) * 1000
         self._effected.set()
-        self._changed.set()
+        self._tell()
         return True
+
+    def _tell(self) -> None:
+        self._changed.set()
+        if (follower := self._follower) is not None:
+            follower()
 
     # The upstream socket
 
@@ -232,8 +252,15 @@ class Stream:
             if self._verdict is not None:
                 return False
             self._body = body
-        self._changed.set()
+        self._tell()
         return True
+
+    def follow(self, callback: Callable[[], object] | None) -> None:
+        """Has `callback` run at each change - answered, ended - in the thread that makes it.
+
+        It must not block. What has changed before, it is not told of. Mover only.
+        """
+        self._follower = callback
 
     @property
     def body(self) -> Body | None:
@@ -297,6 +324,13 @@ class Stream:
                 )
             )
 
+    def last_words(self) -> bytes:
+        """What a client that has begun to read is told when it ends: an error event, or nothing."""
+        error = self.error
+        if error is None or isinstance(error, ProviderEvent):
+            return b""
+        return sse.error_event(error.message, error.code, error.type)
+
     def outcome(self) -> Outcome:
         """How the stream ended, as of now. Only once it has ended. Mover only."""
         self._effected.wait()  # a mover can be awake before the thread that woke it is done
@@ -322,153 +356,3 @@ class ProviderEvent(UpstreamError):
     """The provider said inside its stream that it failed; its own event tells the client."""
 
     code = "upstream_error"
-
-
-class StreamIterable:
-    """A mover: the WSGI iterable. The thread that walks it waits, receives and sends.
-
-    Owner thread only: the server's, one call at a time. `close` is idempotent and is the server's
-    way to say that the response is over, whole or not.
-    """
-
-    def __init__(
-        self,
-        stream: Stream,
-        connect: Callable[[Stream], None],
-        *,
-        ping_interval: float,
-        headers_timeout: float,
-        idle_timeout: float,
-        on_close: Callable[[Outcome], None],
-    ) -> None:
-        """
-        Args:
-            stream: What is moved.
-            connect: Starts the call to the provider in a thread (under gevent: a greenlet) of its
-                own, which ends in `Stream.answered` or `Stream.fail`. So this one can send pings.
-            ping_interval: Seconds without a byte to the client after which a ping goes out.
-            headers_timeout: Seconds from the first `next` to the provider's headers.
-            idle_timeout: Seconds without a byte from the provider.
-            on_close: Called once, at the true end.
-        """
-        self.stream = stream
-        self._connect = connect
-        self._ping_interval = ping_interval
-        self._headers_timeout = headers_timeout
-        self._idle_timeout = idle_timeout
-        self._on_close = on_close
-        self._body: Body | None = None
-        self._called = False  # the provider was, or need not be
-        self._begun = False  # a byte was handed to the server
-        self._over = False  # nothing more will be
-        self._closed = False
-        self._pinged = False  # the last thing handed over was a ping
-        self._ping_at = self._give_up_at = 0.0
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    @property
-    def refusal(self) -> StreamError | None:
-        """What is to be the whole response, when the stream ended in an error before any byte."""
-        return self.stream.error if self._over and not self._begun else None
-
-    def __next__(self) -> bytes:
-        data = b"" if self._over else self._advance() or self._conclude()
-        if not data:
-            raise StopIteration
-        if self._body is not None:
-            self.stream.phase = Phase.SENDING
-        self._begun = True
-        return data
-
-    def close(self) -> None:
-        """Gives everything back. A stream that is not over lost its client."""
-        if self._closed:
-            return
-        self._closed = self._over = True
-        stream = self.stream
-        stream.abort(Cause.CLIENT)
-        if stream.client is not None:
-            stream.client.release()
-        outcome = stream.outcome()
-        try:
-            if stream.body is not None:
-                if outcome.kind is Kind.COMPLETED:
-                    stream.body.drain(DRAIN)
-                stream.body.close()
-        finally:
-            self._on_close(outcome)
-
-    def _advance(self) -> bytes:
-        """The next bytes for the client; b"" when the stream has ended."""
-        self._set_clocks()
-        while not self.stream.ended:
-            timeout = min(self._ping_at, self._give_up_at) - monotonic()
-            try:
-                data = self._receive(max(0.0, timeout))
-            except TimeoutError:
-                data = self._out_of_time()
-            except UpstreamError as error:
-                self.stream.fail(error)
-                break
-            if data:
-                return data
-        return b""
-
-    def _set_clocks(self) -> None:
-        """The server is back for more: the time it took to send counts for neither clock."""
-        now = monotonic()
-        self._ping_at = now + self._ping_interval
-        if self._body is not None:
-            self.stream.phase = Phase.BODY
-            if not self._pinged:
-                self._give_up_at = now + self._idle_timeout
-        elif not self._called:
-            self._called = True
-            self._give_up_at = now + self._headers_timeout
-            if not self.stream.ended:
-                self._connect(self.stream)
-        self._pinged = False
-
-    def _receive(self, timeout: float) -> bytes:
-        """What came from the provider within `timeout` seconds, in whole events."""
-        if self._body is None:
-            self._body = self.stream.wait(timeout)
-            if self._body is not None:
-                self.stream.phase = Phase.BODY
-                self._give_up_at = monotonic() + self._idle_timeout
-            return b""
-        data = self._body.receive(timeout)
-        if not data:
-            self.stream.eof()
-            return b""
-        self._give_up_at = monotonic() + self._idle_timeout
-        return self.stream.feed(data)
-
-    def _out_of_time(self) -> bytes:
-        now = monotonic()
-        if now >= self._give_up_at:
-            self.stream.fail(_headers_late() if self._body is None else _idle())
-        elif now >= self._ping_at:
-            self._pinged = True
-            return sse.PING
-        return b""
-
-    def _conclude(self) -> bytes:
-        """The last bytes for the client: an error event, where it is to be told of one."""
-        self._over = True
-        error = self.stream.error
-        if error is None or not self._begun or isinstance(error, ProviderEvent):
-            return b""
-        return sse.error_event(error.message, error.code, error.type)
-
-
-def _headers_late() -> UpstreamError:
-    return UpstreamError(
-        "The provider did not answer in time.", code="upstream_timeout", status=504
-    )
-
-
-def _idle() -> UpstreamError:
-    return UpstreamError("The provider stopped in the middle of its answer.", code="upstream_idle")

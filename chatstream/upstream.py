@@ -62,6 +62,10 @@ IDLE = 30.0
 USER_TIMEOUT = 30.0
 """Seconds until the kernel gives a silent provider up; see `chatstream.liveness`."""
 
+_NOT_NOW = (TimeoutError, BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_TORN = (OSError, ValueError, AttributeError)
+"""ValueError and AttributeError: a TLS object that was torn down under the read."""
+
 _TURN = 0.01
 """Seconds that a greenlet may run before the others have a turn, though it need not wait."""
 
@@ -238,9 +242,11 @@ class SocketBody:
         self._framing: Framing = _framing(message)
         self._closed = False
         self._ahead = _read_ahead(message, sock)
+        self._received = True  # the last `receive_now` did
         # A socket timeout of Python's costs two more turns of the interpreter's lock an event: with
         # 200 streams, half of the CPU. The kernel's costs none; TLS and gevent cannot use it.
-        self._kernel_waits = type(sock) is socket.socket and not native.patched()
+        self._plain = type(sock) is socket.socket
+        self._kernel_waits = self._plain and not native.patched()
         self._kernel_timeout = -1.0  # unknown; zero would be for ever
         self._running_since = monotonic()
         if self._kernel_waits:
@@ -252,20 +258,41 @@ class SocketBody:
         while not self._framing.finished:
             data, self._ahead = self._ahead, b""
             data = data or self._recv(left)
-            try:
-                if not data:
-                    self._framing.eof()
-                    return b""
-                body = self._framing.feed(data)
-            except BadFraming as error:
-                raise UpstreamError(
-                    f"The provider's answer broke off: {error}.", code="upstream_truncated"
-                ) from error
-            if body:
+            body = self._decoded(data)
+            if body or not data:
                 return body
             if (left := deadline - monotonic()) <= 0:  # bytes, but none of the body's
                 raise TimeoutError
         return b""
+
+    @property
+    def more(self) -> bool:
+        """See `Body`."""
+        if self._framing.finished or self._plain:
+            return self._framing.finished
+        # OpenSSL takes one record after the other from the socket; TLS within TLS takes what comes.
+        pending = getattr(self._sock, "pending", None)
+        return self._received if pending is None else pending() > 0
+
+    def detach(self) -> int:
+        self._sock.settimeout(0)
+        return self._sock.fileno()
+
+    def receive_now(self) -> bytes | None:
+        if self._framing.finished:
+            return b""
+        data, self._ahead = self._ahead, b""
+        try:
+            data = data or self._sock.recv(_CHUNK)
+        except _NOT_NOW as error:
+            self._received = False
+            if _has_vanished(error):
+                raise _broken(error) from error
+            return None
+        except _TORN as error:
+            raise _broken(error) from error
+        self._received = True
+        return self._decoded(data) or (b"" if self._framing.finished or not data else None)
 
     def drain(self, timeout: float) -> None:
         deadline = monotonic() + timeout
@@ -285,6 +312,18 @@ class SocketBody:
             raw.close()
             self._stream.disarm()
 
+    def _decoded(self, data: bytes) -> bytes:
+        """The body's bytes in what has come; of b"", the provider's FIN, none."""
+        try:
+            if data:
+                return self._framing.feed(data)
+            self._framing.eof()
+        except BadFraming as error:
+            raise UpstreamError(
+                f"The provider's answer broke off: {error}.", code="upstream_truncated"
+            ) from error
+        return b""
+
     def _recv(self, timeout: float) -> bytes:
         try:
             if self._kernel_waits:
@@ -292,12 +331,11 @@ class SocketBody:
                 return self._sock.recv(_CHUNK)
             self._sock.settimeout(timeout)
             return self._recv_in_turn()
-        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError) as error:
+        except _NOT_NOW as error:
             if _has_vanished(error):
                 raise _broken(error) from error
             raise TimeoutError from None
-        except (OSError, ValueError, AttributeError) as error:
-            # ValueError and AttributeError: a TLS object that was torn down under the read.
+        except _TORN as error:
             raise _broken(error) from error
 
     def _recv_in_turn(self) -> bytes:
@@ -323,7 +361,12 @@ class SocketBody:
 
 
 class MockedBody:
-    """The body of a response without a socket, as a mock of requests makes it. A `Body`."""
+    """The body of a response without a socket, as a mock of requests makes it. A `Body`.
+
+    Nothing in it waits.
+    """
+
+    more: bool = True
 
     def __init__(self, response: requests.Response) -> None:
         self._response = response
@@ -334,6 +377,12 @@ class MockedBody:
         except (HTTPError, OSError, ValueError) as error:
             raise _broken(error) from error
         return data
+
+    def detach(self) -> int:
+        return -1
+
+    def receive_now(self) -> bytes:
+        return self.receive(0)
 
     def drain(self, timeout: float) -> None:
         pass

@@ -17,9 +17,10 @@ from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
+from chatstream.detached import Detachable, Exchange
 from chatstream.errors import Refused, RequestTimeout, StreamError
+from chatstream.iterable import StreamIterable
 from chatstream.openapi import document
-from chatstream.stream import StreamIterable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -150,7 +151,7 @@ class StreamResponse(Response):
         return _Begun(self, self._source, environ, start_response)
 
 
-class _Begun:
+class _Begun(Detachable):
     """The iterable of one StreamResponse, for one server."""
 
     def __init__(
@@ -178,6 +179,9 @@ class _Begun:
             raise StopIteration
         return data
 
+    def detach(self, exchange: Exchange) -> bool:
+        return self._source.detach(exchange, self._start)
+
     def close(self) -> None:
         self._source.close()
         self._response.close()
@@ -188,10 +192,14 @@ class _Begun:
         self._source.close()
 
     def _start(self, data: bytes) -> bytes:
-        """Sends status and headers; returns the first bytes."""
+        """Sends status and headers; returns the first bytes.
+
+        Without any, the stream has ended: in an error, or with nothing to say.
+        """
         response = self._response
-        if self._source.refusal is not None:
-            refusal = _refuse(self._source.refusal)
+        error = None if data else self._source.refusal
+        if error is not None:
+            refusal = _refuse(error)
             data = refusal.get_data()
             response.status = refusal.status
             response.headers.update(refusal.headers)

@@ -31,13 +31,13 @@ FLOORS = [
     {"errors", "sse", "framing", "outcome", "native", "liveness", "openapi"},
     {"config", "loop", "server", "bus.base", "bus.record_locks", "bus.scripts"},
     {"stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
-    {"registry", "upstream", "bus.seat"},
-    {"bus.unix"},
+    {"registry", "upstream", "bus.seat", "detached"},
+    {"bus.unix", "iterable"},
     {"bus"},
     {"views", "cli"},
     {"extension"},
     {"workers.arrival"},
-    {"workers.limits"},
+    {"workers.limits", "workers.exchange"},
     {"workers", "workers.gthread", "workers.gevent"},
     {"__init__"},
 ]
@@ -51,7 +51,7 @@ ROOMS = {
     "urllib3": {"upstream"},
     "redis": {"bus.redis"},
     "gevent": {"native", "workers.gevent"},
-    "gunicorn": {"workers.gthread", "workers.gevent"},
+    "gunicorn": {"workers.exchange", "workers.gthread", "workers.gevent"},
 }
 """Who may import which foreign library."""
 

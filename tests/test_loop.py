@@ -452,7 +452,7 @@ def readable(loop: Loop, callback: Callable[[socket.socket], object]) -> Iterato
         try:
             yield theirs
         finally:
-            loop.forget_readable(ours.fileno())
+            loop.forget_ready(ours.fileno())
 
 
 def test_what_arrives_is_read_in_the_loops_thread(loop: Loop) -> None:
@@ -476,7 +476,7 @@ def test_what_arrived_before_is_read_too(loop: Loop) -> None:
         theirs.send(b"x")
         loop.on_readable(ours.fileno(), lambda: (ours.recv(9), called.set()))
         assert called.wait(5)
-        loop.forget_readable(ours.fileno())
+        loop.forget_ready(ours.fileno())
 
 
 def test_what_one_callback_leaves_calls_again(loop: Loop) -> None:
@@ -494,14 +494,14 @@ def test_what_one_callback_leaves_calls_again(loop: Loop) -> None:
 
 
 def test_what_is_forgotten_is_not_read(loop: Loop) -> None:
-    """After `forget_readable` nothing is called. What is not there can be forgotten as well."""
+    """After `forget_ready` nothing is called. What is not there can be forgotten as well."""
     seen: list[bytes] = []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
         loop.on_readable(ours.fileno(), lambda: seen.append(b"read"))
-        loop.forget_readable(ours.fileno())
-        loop.forget_readable(ours.fileno())
-        loop.forget_readable(theirs.fileno())
+        loop.forget_ready(ours.fileno())
+        loop.forget_ready(ours.fileno())
+        loop.forget_ready(theirs.fileno())
         theirs.send(b"x")
         settled(loop)
         assert seen == []
@@ -509,7 +509,7 @@ def test_what_is_forgotten_is_not_read(loop: Loop) -> None:
         loop.on_readable(ours.fileno(), lambda: seen.append(ours.recv(9)))
         theirs.send(b"again")
         eventually(lambda: seen == [b"again"])
-        loop.forget_readable(ours.fileno())
+        loop.forget_ready(ours.fileno())
 
 
 def test_a_reader_may_forget_itself(loop: Loop) -> None:
@@ -520,7 +520,7 @@ def test_a_reader_may_forget_itself(loop: Loop) -> None:
 
         def callback() -> None:
             calls.append(1)
-            loop.forget_readable(ours.fileno())
+            loop.forget_ready(ours.fileno())
 
         loop.on_readable(ours.fileno(), callback)
         theirs.send(b"x")
@@ -562,7 +562,7 @@ def test_a_readers_number_can_be_a_watchs_next(loop: Loop) -> None:
     def hang_up() -> None:
         called.append("hang-up")
         number = ours.fileno()
-        loop.forget_readable(number)
+        loop.forget_ready(number)
         ours.close()
         watches.append(loop.watch(c, lambda: called.append("another's")))
         assert number == watches[-1].fd
@@ -624,7 +624,7 @@ def test_no_descriptor_to_read_is_busy(loop: Loop, left: int) -> None:
         theirs.send(b"x")
         loop.on_readable(ours.fileno(), lambda: seen.append(ours.recv(9)))
         eventually(lambda: seen == [b"x"])
-        loop.forget_readable(ours.fileno())
+        loop.forget_ready(ours.fileno())
 
 
 # Clocks

@@ -17,9 +17,10 @@ import pytest
 
 from chatstream import sse
 from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
+from chatstream.iterable import StreamIterable
 from chatstream.loop import Loop
 from chatstream.outcome import Cause, Kind, Outcome, Phase
-from chatstream.stream import DRAIN, ProviderEvent, SocketHandle, Stream, StreamIterable
+from chatstream.stream import DRAIN, ProviderEvent, SocketHandle, Stream
 from tests.conftest import eventually
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'

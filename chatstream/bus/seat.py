@@ -60,7 +60,7 @@ class Seat:
 
     def leave(self) -> None:
         """Gives it back."""
-        self._loop.forget_readable(self._listener.fileno())
+        self._loop.forget_ready(self._listener.fileno())
         self._listener.close()
         self.directory.leave()
 
@@ -105,7 +105,7 @@ class Seat:
     def _pause(self) -> None:
         """Does not look for a while, or the loop would do nothing else."""
         fd = self._listener.fileno()
-        self._loop.forget_readable(fd)
+        self._loop.forget_ready(fd)
         self._loop.call_later(_PAUSE, partial(self._loop.on_readable, fd, self._accept))
 
     def _read(self, sock: _socket.socket, *, waited: bool) -> None:
@@ -123,7 +123,7 @@ class Seat:
             with contextlib.suppress(OSError):  # it has given up
                 sock.send(reply)
         if waited:
-            self._loop.forget_readable(sock.fileno())
+            self._loop.forget_ready(sock.fileno())
         sock.close()
 
 

@@ -16,6 +16,7 @@ import selectors
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ from gunicorn.workers import base, gthread
 from chatstream import server
 from chatstream.errors import RequestTimeout
 from chatstream.workers.arrival import Arrival
+from chatstream.workers.exchange import Exchange, Kept
 from chatstream.workers.limits import (
     CONTINUE,
     LINGER,
@@ -84,6 +86,8 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     All but what is said to be in a thread runs in the worker's main one.
     """
+
+    alive: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -244,16 +248,44 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         conn.data_ready = True
         self.enqueue_req(conn)
 
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """In a thread: has the app answer, or the loop go on with its answer."""
+        if not self._supported:
+            return super().handle_request(req, conn)
+        return Exchange(self, req, conn).serve()
+
+    def count_request(self) -> None:
+        """In a thread: one more; the last one, if there is a `max_requests`."""
+        self.nr += 1
+        if self.alive and self.nr >= self.max_requests:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+
+    def resume(self, conn: Any, exchange: Exchange) -> None:
+        """In the loop's thread: what it has moved is over."""
+        with contextlib.suppress(RuntimeError):  # the pool is shut down: the process ends
+            fs = self.tpool.submit(self._finish, conn, exchange)
+            fs.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
+
+    def _finish(self, conn: Any, exchange: Exchange) -> Any:
+        """In a thread."""
+        try:
+            return self._keepalive_after(conn, exchange.finish())
+        except StopIteration:
+            return False
+
     def finish_request(self, conn: Any, fs: Any) -> None:
         """A request was served: waits for the next one, or for the client to close."""
         if not self._supported:
             super().finish_request(conn, fs)
             return
+        kept: Any = False
         try:
             kept = not fs.cancelled() and fs.result()
         except Exception:
             self.log.exception("Error handling request")
-            kept = False
+        if kept is Kept.DETACHED:
+            return
         if not kept:
             self._linger(conn)
             return
@@ -265,15 +297,15 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         except OSError:  # the app has closed it
             self._drop(conn)
 
-    def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
+    def _keepalive_after(self, conn: Any, keepalive: Any) -> Any:
         """In a thread: whether the connection can be used again.
 
         Not while a body goes on that the app did not read: nobody waits for it here.
         """
         if not self._supported:
-            return bool(super()._keepalive_after(conn, keepalive))
+            return super()._keepalive_after(conn, keepalive)
         if not keepalive:
-            return False
+            return keepalive
         conn.parser.unreader.patience = 0.0
         return bool(conn.parser.finish_body(deadline=monotonic() + 1.0))
 

@@ -26,8 +26,9 @@ from chatstream.bus import base, early, local, redis, unix
 from chatstream.bus.base import Answer, Bus, Request
 from chatstream.config import Settings
 from chatstream.extension import Service
+from chatstream.iterable import StreamIterable
 from chatstream.outcome import Cause
-from chatstream.stream import Stream, StreamIterable
+from chatstream.stream import Stream
 
 
 class Member(Service):

@@ -1,0 +1,354 @@
+"""Detached: a mover, the loop. A stream that it moves holds no thread.
+
+    server's thread           loop's thread                              server's thread
+    app, detach ────────────> provider answered: read, cut into events
+                              first bytes ────────────────────────────> start_response
+                              <──────────────── the head, the first bytes are sent ┘
+                              provider readable: read, cut, send
+                              client full: nothing is read until it is writable
+                              stream ended: last words, the response's end
+                              over ───────────────────────────────────> close, access log
+
+A WSGI server does not let go of a response; our gthread worker does (`chatstream.workers.gthread`).
+What an app can have wrapped, as `start_response`, may wait: it runs in a thread of the server's.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import os
+import socket
+import ssl
+import traceback
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Protocol
+
+from chatstream import sse
+from chatstream.errors import UpstreamError, headers_late, idle
+from chatstream.loop import Loop, Timer
+from chatstream.outcome import Cause, Phase
+from chatstream.stream import DRAIN, Body, Stream
+
+_NO_ROOM = (BlockingIOError, ssl.SSLWantWriteError)
+
+
+class Exchange(Protocol):
+    """A request and its response, as the server has them.
+
+    Attributes:
+        sock: The client's socket. It does not block.
+    """
+
+    sock: socket.socket
+
+    def begin(self, data: bytes) -> bytes:
+        """The response's first bytes as they are sent: the head, and `data` framed."""
+
+    def frame(self, data: bytes) -> bytes:
+        """More of the body as it is sent. Not b""."""
+
+    def end(self) -> bytes:
+        """What is sent at the response's end."""
+
+    def run(self, callback: Callable[[], object]) -> None:
+        """Runs it in a thread of the server's."""
+
+    def over(self, whole: bool) -> None:
+        """Nothing more is sent. Whether all was: then the connection can go on."""
+
+
+class Detachable(abc.ABC):
+    """A WSGI response's iterable that need not be walked."""
+
+    @abc.abstractmethod
+    def detach(self, exchange: Exchange) -> bool:
+        """Has the loop move the stream. In the place of the first `next`.
+
+        Returns:
+            Whether it does: then `close` is for when the exchange is over. Else the iterable is to
+            be walked.
+        """
+
+
+class _State(enum.Enum):
+    """What the stream waits for."""
+
+    HEADERS = "headers"  # the provider's
+    BODY = "body"
+    BEGINNING = "beginning"  # a thread starts the response
+    SENDING = "sending"  # room in the client's socket
+    DRAINING = "draining"  # all is sent; the provider's connection may be reused
+    OVER = "over"
+
+
+def _unbroken(step: Callable[[Detached], None]) -> Callable[[Detached], None]:
+    """A step of the loop's. One that fails ends its stream, and would else fail for ever."""
+
+    def run(self: Detached) -> None:
+        try:
+            step(self)
+        except Exception:
+            # Not the logger: the loop does not wait for its handlers.
+            os.write(2, traceback.format_exc().encode(errors="replace"))
+            self._stream.fail(UpstreamError("The answer could not be relayed."))
+            self._finish(whole=False)
+
+    return run
+
+
+class Detached:
+    """A mover: the loop receives and sends where the sockets allow it.
+
+    All but `start` and what is said to be in a thread runs in the loop's.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        loop: Loop,
+        exchange: Exchange,
+        start_response: Callable[[bytes], bytes],
+        *,
+        ping_interval: float,
+        headers_timeout: float,
+        idle_timeout: float,
+    ) -> None:
+        """
+        Args:
+            stream: What is moved.
+            loop: Who moves it.
+            exchange: Where to.
+            start_response: Starts the WSGI response, given its first bytes: b"" where the stream
+                has ended without any. Returns what they are then. In a thread.
+            ping_interval: Seconds without a byte to the client after which a ping goes out.
+            headers_timeout: Seconds from `start` to the provider's headers.
+            idle_timeout: Seconds without a byte from the provider.
+        """
+        self._stream = stream
+        self._loop = loop
+        self._exchange = exchange
+        self._start_response = start_response
+        self._ping_interval = ping_interval
+        self._idle_timeout = idle_timeout
+        self._body: Body | None = None
+        self._upstream_fd = -1
+        self._client_fd = exchange.sock.fileno()
+        self._state = _State.HEADERS
+        self._begun = False  # the response
+        self._told = False  # it says itself how the stream ended
+        self._ended = False  # its end is sent, or left
+        self._left = b""  # what the client's socket had no room for
+        self._gone = False  # the client
+        self._spoke = monotonic()
+        self._give_up_at = self._spoke + headers_timeout
+        first = min(ping_interval, headers_timeout)
+        self._timer: Timer | None = loop.call_later(first, self._on_time)
+
+    def start(self, connect: Callable[[Stream], None]) -> None:
+        """Has the provider called. In a thread."""
+        self._stream.follow(self._on_change)
+        if not self._stream.ended:
+            connect(self._stream)
+        self._on_change()  # it may have ended before
+
+    def _on_change(self) -> None:
+        """The stream was answered, or has ended. In any thread."""
+        self._loop.call_soon(self._go_on)
+
+    @_unbroken
+    def _go_on(self) -> None:
+        if self._state is _State.HEADERS or (self._state is _State.BODY and self._stream.ended):
+            self._resume()
+
+    def _resume(self) -> None:
+        """Does what is next. Nothing is left to send."""
+        if self._ended:
+            self._drain()
+        elif self._stream.ended:
+            self._conclude()
+        elif self._body is not None:
+            self._read()
+        elif self._stream.body is not None:
+            self._body = self._stream.body
+            self._upstream_fd = self._body.detach()
+            self._stream.phase = Phase.BODY
+            self._read()
+        else:
+            self._state = _State.HEADERS
+
+    def _wait_for(self, state: _State) -> None:
+        """Leaves the provider alone meanwhile."""
+        self._state = state
+        self._loop.forget_ready(self._upstream_fd)
+
+    # From the provider
+
+    def _read(self) -> None:
+        """Moves what is there, and from then on what comes."""
+        self._state = _State.BODY
+        self._give_up_at = monotonic() + self._idle_timeout
+        self._move()
+        if self._state is _State.BODY and self._upstream_fd >= 0:
+            self._loop.on_readable(self._upstream_fd, self._move)
+
+    @_unbroken
+    def _move(self) -> None:
+        """Sends the client what the provider has sent."""
+        if self._state is not _State.BODY or self._body is None:
+            return
+        stream, out = self._stream, b""
+        try:
+            data = self._body.receive_now()
+            if data is None:
+                return
+            if data:
+                out = stream.feed(data)
+            else:
+                stream.eof()
+        except UpstreamError as error:
+            stream.fail(error)
+        self._give_up_at = self._loop.now + self._idle_timeout
+        if out:
+            self._say(out)
+        if self._state is _State.BODY:
+            if stream.ended:
+                self._conclude()
+            elif self._body.more:
+                self._loop.call_soon(self._move)
+
+    # To the client
+
+    def _say(self, data: bytes) -> None:
+        """Sends bytes of the body."""
+        if not self._begun:
+            self._begin(data)
+            return
+        self._spoke = self._loop.now
+        self._put(self._exchange.frame(data))
+        if self._left or self._gone:
+            self._hold_up()
+
+    def _begin(self, data: bytes) -> None:
+        self._wait_for(_State.BEGINNING)
+        self._exchange.run(partial(self._begin_in_thread, data))
+
+    def _begin_in_thread(self, data: bytes) -> None:
+        """Sends the head and the first bytes. The loop leaves all of this alone meanwhile."""
+        self._told = not data
+        try:
+            self._put(self._exchange.begin(self._start_response(data)))
+        except BaseException:
+            self._gone = True  # whoever runs this says why
+            raise
+        finally:
+            self._begun = True
+            self._loop.call_soon(self._sent)
+
+    def _conclude(self) -> None:
+        """The stream has ended: the response does."""
+        if not self._begun:
+            self._begin(b"")
+            return
+        self._ended = True
+        words = b"" if self._told else self._stream.last_words()
+        self._put((self._exchange.frame(words) if words else b"") + self._exchange.end())
+        self._sent()
+
+    def _put(self, data: bytes) -> None:
+        """Sends what the client's socket has room for; the rest is left."""
+        try:
+            count = self._exchange.sock.send(data)
+        except _NO_ROOM:
+            count = 0
+        except OSError:
+            self._gone = True
+            return
+        if count < len(data):
+            self._left = data[count:]
+
+    @_unbroken
+    def _sent(self) -> None:
+        """What came before the next thing is sent, or left."""
+        self._spoke = self._loop.now
+        if self._left or self._gone:
+            self._hold_up()
+        else:
+            self._resume()
+
+    def _hold_up(self) -> None:
+        """The client takes no more now, or never."""
+        if self._gone:
+            self._stream.abort(Cause.CLIENT)
+            self._finish(whole=False)
+            return
+        self._wait_for(_State.SENDING)
+        self._stream.phase = Phase.SENDING
+        self._loop.on_writable(self._client_fd, self._flush)
+
+    @_unbroken
+    def _flush(self) -> None:
+        left, self._left = self._left, b""
+        self._put(left)
+        if self._left and not self._gone:
+            return
+        self._loop.forget_ready(self._client_fd)
+        self._stream.phase = Phase.BODY
+        self._sent()
+
+    # Clocks, and the end
+
+    @_unbroken
+    def _on_time(self) -> None:
+        """A ping is due, or the provider is late; unless something was heard meanwhile."""
+        now = self._loop.now
+        self._timer = None
+        due = now + self._ping_interval
+        if self._state in (_State.HEADERS, _State.BODY):  # else it is the client that takes time
+            if now >= self._give_up_at:
+                self._stream.fail(headers_late() if self._body is None else idle())
+                return
+            if now >= self._spoke + self._ping_interval:
+                self._say(sse.PING)
+            due = min(self._spoke + self._ping_interval, self._give_up_at)
+        if self._state is not _State.OVER:
+            self._timer = self._loop.call_later(max(0.0, due - now), self._on_time)
+
+    def _drain(self) -> None:
+        """The rest of a completed body has a moment to come: then its connection is reused."""
+        stream = self._stream
+        if self._body is None or stream.cause is not None or stream.error is not None:
+            self._finish(whole=True)
+            return
+        self._state = _State.DRAINING
+        if self._timer is not None:
+            self._loop.cancel(self._timer)
+        self._timer = self._loop.call_later(DRAIN, partial(self._finish, whole=True))
+        self._drop()
+        if self._state is _State.DRAINING and self._upstream_fd >= 0:
+            self._loop.on_readable(self._upstream_fd, self._drop)
+
+    @_unbroken
+    def _drop(self) -> None:
+        if self._state is not _State.DRAINING or self._body is None:
+            return
+        try:
+            data = self._body.receive_now()
+        except UpstreamError:
+            data = b""
+        if data == b"":
+            self._finish(whole=True)
+        elif data and self._body.more:
+            self._loop.call_soon(self._drop)
+
+    def _finish(self, *, whole: bool) -> None:
+        if self._state is _State.OVER:
+            return
+        self._wait_for(_State.OVER)
+        self._loop.forget_ready(self._client_fd)
+        if self._timer is not None:
+            self._loop.cancel(self._timer)
+        self._stream.follow(None)
+        self._exchange.over(whole)

@@ -1,0 +1,203 @@
+"""One request and its response on our gthread worker, begun and ended in different threads."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import socket
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+from gunicorn import util
+from gunicorn.http import wsgi
+
+from chatstream import server
+
+
+class Kept(enum.Enum):
+    """What becomes of the connection after a call of `Exchange.serve` or `end`."""
+
+    NO = False
+    YES = True  # the next request may come
+    DETACHED = None  # the exchange is not over
+
+    def __bool__(self) -> bool:
+        return self is Kept.YES
+
+
+class Exchange:
+    """A request and its response. See `chatstream.detached.Exchange` for what the loop calls.
+
+    The app, its hooks and the access log are called in threads of the pool.
+    """
+
+    def __init__(self, worker: Any, req: Any, conn: Any) -> None:
+        """
+        Args:
+            worker: The `ThreadWorker`.
+            req: gunicorn's request.
+            conn: Its connection.
+        """
+        self.sock: socket.socket = conn.sock
+        self._worker = worker
+        self._req = req
+        self._conn = conn
+        self._resp: Any = None
+        self._environ: dict[str, Any] = {}
+        self._answer: Any = None
+        self._began = datetime.now()
+        self._out = _Out()
+        self._whole = False
+
+    def serve(self) -> Kept:
+        """Has the app answer.
+
+        Raises:
+            StopIteration: It failed after its headers were out; that is logged.
+        """
+        kept = Kept.NO
+        try:
+            self._worker.cfg.pre_request(self._worker, self._req)
+            with self._closing_on_faults():
+                self._call_app()
+                if self._detach():
+                    kept = Kept.DETACHED
+                else:
+                    self._walk()
+                    kept = self._kept()
+        finally:
+            if kept is not Kept.DETACHED:
+                self._after()
+        return kept
+
+    def finish(self) -> Kept:
+        """Ends what the loop has left. Raises as `serve` does."""
+        try:
+            self.sock.setblocking(True)
+            self._resp.sock = self.sock
+            with self._closing_on_faults():
+                self._close_answer()
+        finally:
+            self._after()
+        return self._kept() if self._whole else Kept.NO
+
+    def _call_app(self) -> None:
+        worker, conn = self._worker, self._conn
+        self._began = datetime.now()
+        self._resp, self._environ = wsgi.create(
+            self._req, conn.sock, conn.client, conn.server, worker.cfg
+        )
+        self._environ["wsgi.multithread"] = True
+        self._environ[server.DETACHES] = True
+        worker.count_request()
+        if not (worker.alive and worker.cfg.keepalive):
+            self._resp.force_close()
+        self._answer = worker.wsgi(self._environ, self._resp.start_response)
+
+    def _walk(self) -> None:
+        try:
+            if isinstance(self._answer, self._environ["wsgi.file_wrapper"]):
+                self._resp.write_file(self._answer)
+            else:
+                for data in self._answer:
+                    self._resp.write(data)
+            self._resp.close()
+        finally:
+            self._close_answer()
+
+    def _close_answer(self) -> None:
+        worker = self._worker
+        worker.log.access(self._resp, self._req, self._environ, datetime.now() - self._began)
+        if hasattr(self._answer, "close"):
+            self._answer.close()
+
+    def _kept(self) -> Kept:
+        if self._resp.should_close():
+            self._worker.log.debug("Closing connection.")
+            return Kept.NO
+        return Kept.YES
+
+    def _after(self) -> None:
+        worker = self._worker
+        try:
+            worker.cfg.post_request(worker, self._req, self._environ, self._resp)
+        except Exception:
+            worker.log.exception("Exception in post_request hook")
+
+    @contextlib.contextmanager
+    def _closing_on_faults(self) -> Iterator[None]:
+        """Of what the app raises once its headers are out, the client can be told nothing."""
+        try:
+            yield
+        except OSError:
+            raise
+        except (Exception, SystemExit) as error:
+            if self._resp is None or not self._resp.headers_sent:
+                raise
+            self._worker.log.exception("Error handling request")
+            util.close_graceful(self.sock)
+            raise StopIteration from error
+
+    # Detached
+
+    def _detach(self) -> bool:
+        """Whether the loop moves the response from now on."""
+        # Here: what gunicorn's master has imported, a reload does not renew.
+        from chatstream.detached import Detachable
+
+        # Its very type: a wrapper may pass itself off as what it wraps, and wants to be walked.
+        if not issubclass(type(self._answer), Detachable):
+            return False
+        self.sock.setblocking(False)
+        self._resp.sock = self._out
+        if self._answer.detach(self):
+            return True
+        self._resp.sock = self.sock
+        self.sock.setblocking(True)
+        return False
+
+    def begin(self, data: bytes) -> bytes:
+        """The head, and `data` framed."""
+        self._resp.send_headers()
+        self._resp.write(data)
+        return self._out.taken()
+
+    def frame(self, data: bytes) -> bytes:
+        """More of the body, framed."""
+        self._resp.sent += len(data)
+        return b"%X\r\n%b\r\n" % (len(data), data) if self._resp.chunked else data
+
+    def end(self) -> bytes:
+        """What ends the response."""
+        self._resp.close()
+        return self._out.taken()
+
+    def run(self, callback: Callable[[], object]) -> None:
+        """Runs it in a thread of the pool."""
+        self._worker.tpool.submit(self._logged, callback)
+
+    def _logged(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception:
+            self._worker.log.exception("Error handling request %s", self._req.uri)
+
+    def over(self, whole: bool) -> None:
+        """Has the rest done in a thread of the pool."""
+        self._whole = whole
+        self._worker.resume(self._conn, self)
+
+
+class _Out:
+    """In the place of gunicorn's socket: what it would send."""
+
+    def __init__(self) -> None:
+        self._data = b""
+
+    def sendall(self, data: bytes) -> None:
+        self._data += data
+
+    def taken(self) -> bytes:
+        data, self._data = self._data, b""
+        return data
