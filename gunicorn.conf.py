@@ -24,8 +24,9 @@ if _worker not in _workers:
     raise SystemExit(f"CHATSTREAM_WORKER_CLASS must be gthread or gevent, not {_worker!r}.")
 worker_class = _workers[_worker]
 workers = _count("WEB_CONCURRENCY", len(os.sched_getaffinity(0)))
-threads = _count("CHATSTREAM_THREADS", 64)
-worker_connections = max(1000, 2 * threads)
+threads = _count("CHATSTREAM_THREADS", 16)
+if threads < 5 and _worker == "gthread":
+    raise SystemExit("CHATSTREAM_THREADS must be at least 5: four stay free for cancels.")
 keepalive = 5  # that it is not 0 counts: CHATSTREAM_KEEPALIVE_TIMEOUT says how long
 graceful_timeout = 30
 forwarder_headers = ""  # else a client of a proxy on this host could send SCRIPT_NAME and PATH_INFO
@@ -34,21 +35,10 @@ forwarder_headers = ""  # else a client of a proxy on this host could send SCRIP
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
 
-
-def on_starting(server):
-    """Stream slots: some threads, or connections, stay free for cancels.
-
-    From `server.cfg`, since the command line may have changed what stands above.
-    """
-    cfg = server.cfg
-    names = {name: kind for kind, name in _workers.items()}  # or gunicorn's own, by --worker-class
-    slots = {
-        "gthread": cfg.threads - max(4, cfg.threads // 8),
-        "gevent": cfg.worker_connections - 32,
-    }.get(names.get(cfg.worker_class_str, cfg.worker_class_str), 1)
-    if slots < 1:
-        raise SystemExit("CHATSTREAM_THREADS must be at least 5: four stay free for cancels.")
-    os.environ.setdefault("CHATSTREAM_MAX_STREAMS", str(slots))
+# On gthread the loop moves streams, without threads: 10,000 of them, if there are descriptors. A
+# greenlet costs more.
+_most = {"gthread": min(10_000, _hard // 5), "gevent": 0}[_worker]
+worker_connections = 1000 + _count("CHATSTREAM_MAX_STREAMS", max(1, _most))
 
 
 def when_ready(server):

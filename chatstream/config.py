@@ -167,7 +167,7 @@ class Settings:
     )
     max_body: int = _setting(1024 * 1024, _count, "longest request body, bytes")
     max_streams: int | None = _setting(
-        None, _count, "stream slots of a worker; gunicorn.conf.py works it out, else 3"
+        None, _count, "stream slots of a worker; under gunicorn worked out, else 3"
     )
     bus: str | None = _setting(
         None,

@@ -322,7 +322,7 @@ class Detached:
         if self._body is None or stream.cause is not None or stream.error is not None:
             self._finish(whole=True)
             return
-        self._state = _State.DRAINING
+        self._wait_for(_State.DRAINING)
         if self._timer is not None:
             self._loop.cancel(self._timer)
         self._timer = self._loop.call_later(DRAIN, partial(self._finish, whole=True))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from chatstream import bus, cli, native, server, views
+from chatstream import bus, cli, native, server, slots, views
 from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request, digest
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
@@ -33,6 +33,7 @@ from chatstream.iterable import StreamIterable
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cause, Kind, Outcome
 from chatstream.registry import Registry
+from chatstream.slots import UNKNOWN, Slots
 from chatstream.stream import Stream
 
 if TYPE_CHECKING:
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("chatstream")
 
-UNKNOWN_SERVER_STREAMS = 3
-"""Stream slots where CHATSTREAM_MAX_STREAMS is unset and the server's threads are not known."""
-
 LOOK = 7.5
 """Seconds between two looks at all clients: so much late is it noticed that one has vanished.
 
 A quarter of the send timeout, where that is less: so much late it is noticed that one has stalled.
 """
+
+LOOKS = 100
+"""Clients that are looked at in one turn of the loop: about a millisecond."""
 
 GRACE = 3.0
 """Seconds of gunicorn's `graceful_timeout` that are for the clients to take their last bytes."""
@@ -118,7 +119,7 @@ class Service:
         self.settings = settings
         self.identify = identify
         self.registry = Registry(
-            settings.max_streams or UNKNOWN_SERVER_STREAMS,
+            _slots(settings),
             reject_conflicts=settings.on_conflict == "reject",
         )
         self._loop = Loop()
@@ -128,6 +129,7 @@ class Service:
         self._started = 0  # the process whose upstream it is
         self._looking = 0  # the process whose clients are looked at
         self._draining = self._drained = False
+        self._walked = False  # a stream was, though the server would have let go of it
         self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
         self._forked = native.allocate_lock()  # guards the one above
 
@@ -147,9 +149,8 @@ class Service:
         with self._starting():
             if self._started == os.getpid():
                 return
-            self._upstream = Upstream(
-                self.settings, self.registry.max_streams, self._loop.call_later
-            )
+            self.registry.slots = _slots(self.settings)  # by now the worker is known
+            self._upstream = Upstream(self.settings, self.registry.slots.all, self._loop.call_later)
             self._started = os.getpid()
         server.follow_signals()
         for advice in _advice(self.settings, self._bus, environ or {}):
@@ -276,6 +277,7 @@ class Service:
             headers_timeout=self.settings.upstream_headers_timeout,
             idle_timeout=self.settings.upstream_idle_timeout,
             on_close=partial(self._closed, stream, timer),
+            walk=self._walk,
             loop=self._loop if self.settings.detach else None,
         )
 
@@ -357,13 +359,21 @@ class Service:
 
         Also those that have an end already, and only have to be sent.
         """
+        self._look_at(self.registry.held())
+
+    def _look_at(self, streams: list[Stream]) -> None:
+        """Looks at some of these; the others have their turn after what the loop has to do."""
         timeout = self.settings.send_timeout
+        some, others = streams[:LOOKS], streams[LOOKS:]
         try:
-            for stream in self.registry.held():
+            for stream in some:
                 _look_at(stream, timeout)
         finally:  # a client that cannot be looked at hides no other for ever
             if self._looking == os.getpid():  # else stopped meanwhile: that would begin a new loop
-                self._loop.call_later(min(LOOK, timeout / 4), self._look_at_clients)
+                if others:
+                    self._loop.call_soon(partial(self._look_at, others))
+                else:
+                    self._loop.call_later(min(LOOK, timeout / 4), self._look_at_clients)
 
     def _connect(self, payload: bytes, stream: Stream) -> None:
         self.registry.enter(stream)
@@ -374,6 +384,18 @@ class Service:
         except RuntimeError:  # can't start new thread
             stream.fail(Busy("This worker has no free thread. Please try again."))
             self.registry.leave(stream)
+
+    def _walk(self, stream: Stream) -> None:
+        """A server's thread is about to walk `stream`. Raises Busy if none is left for that."""
+        if _detaches(self.settings) and not self._walked:
+            self._walked = True
+            log.warning(
+                "[SSE] The app's responses are wrapped by something that needs to see them (a"
+                " middleware). So streams keep their threads, %s at a time; CHATSTREAM_THREADS"
+                " says how many there are.",
+                self.registry.slots.walked,
+            )
+        self.registry.walk(stream)
 
     def _call(self, payload: bytes, stream: Stream) -> None:
         """The thread that calls the provider. Ends when its headers are in."""
@@ -406,6 +428,25 @@ class Service:
             self._loop.cancel(timer)
         if stream.client is not None:
             stream.client.release()
+
+
+def _slots(settings: Settings) -> Slots:
+    """The stream slots of this process, in which nothing runs before a server's fork."""
+    worker, wanted = server.gunicorn_worker(), settings.max_streams
+    if worker is None:
+        known = UNKNOWN
+    elif _detaches(settings):
+        return slots.detached(worker.cfg.worker_connections, worker.cfg.threads, wanted)
+    elif native.patched():
+        known = slots.of_connections(worker.cfg.worker_connections)
+    else:
+        known = slots.of_threads(worker.cfg.threads)
+    return Slots(wanted or known, wanted or known)
+
+
+def _detaches(settings: Settings) -> bool:
+    """Whether streams need no thread here, if nothing wraps them."""
+    return settings.detach and getattr(server.gunicorn_worker(), "detaches", False)
 
 
 def _look_at(stream: Stream, timeout: float) -> None:
@@ -479,9 +520,11 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
             "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel "
             "waits behind the stream it should stop. Terminate HTTP/2 in nginx."
         )
-    if settings.max_streams is None:
+    if settings.max_streams is None and server.gunicorn_worker() is None:
         advice.append(
-            f"The server's threads are not known: {UNKNOWN_SERVER_STREAMS} streams at a time. "
+            f"The server's threads are not known: {UNKNOWN} streams at a time. "
             "Set CHATSTREAM_MAX_STREAMS to the threads less a few for cancels."
         )
+    if sentence := slots.too_many(settings.max_streams or 0):
+        advice.append(sentence)
     return advice

@@ -7,6 +7,7 @@ from collections import Counter
 
 from chatstream import native
 from chatstream.errors import Busy, conflict
+from chatstream.slots import Slots
 from chatstream.stream import Stream
 
 
@@ -16,19 +17,20 @@ class Registry:
     Safe from any thread, never blocks. A stream is found by its whole names and its owner only.
     """
 
-    def __init__(self, max_streams: int, *, reject_conflicts: bool = False) -> None:
+    def __init__(self, slots: Slots, *, reject_conflicts: bool = False) -> None:
         """
         Args:
-            max_streams: Slots. A stream holds one until its iterable is closed and its call to the
-                provider has ended.
+            slots: A stream holds one until its iterable is closed and its call to the provider has
+                ended. Can be set anew.
             reject_conflicts: Whether a second stream of a session is refused, not superseding.
         """
-        self.max_streams = max_streams
+        self.slots = slots
         self._reject_conflicts = reject_conflicts
         self._lock = native.allocate_lock()  # guards all below
         self._sessions: dict[tuple[str, str], Stream] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
         self._holders: Counter[Stream] = Counter()
+        self._walked: set[Stream] = set()
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
@@ -55,7 +57,7 @@ class Registry:
                 raise conflict("stream")
             if old is not None and self._reject_conflicts:
                 raise conflict("session")
-            if len(self._holders) >= self.max_streams:
+            if len(self._holders) >= self.slots.all:
                 raise Busy("Every stream slot of this worker is taken. Please try again.")
             self._sessions[session] = self._streams[named] = stream
             self._holders[stream] = 1
@@ -83,7 +85,19 @@ class Registry:
                 del self._sessions[session]
             if self._streams.get(named) is stream:
                 del self._streams[named]
+            self._walked.discard(stream)
         self.leave(stream)
+
+    def walk(self, stream: Stream) -> None:
+        """Notes that `stream` keeps a thread of the server's, until it is removed.
+
+        Raises:
+            Busy: No more of them may; the others are for cancels.
+        """
+        with self._lock:
+            if len(self._walked) >= self.slots.walked:
+                raise Busy("Every thread for streams of this worker is taken. Please try again.")
+            self._walked.add(stream)
 
     def enter(self, stream: Stream) -> None:
         """Another holder of the stream's slot: the call to the provider."""

@@ -18,9 +18,6 @@ from typing import Any, Protocol
 
 from chatstream import native
 
-DETACHES = "chatstream.detaches"
-"""In the environ, where the server lets go of a response that the loop moves."""
-
 _AT_ONCE = {
     signal.SIGTERM: False,
     signal.SIGQUIT: True,

@@ -17,6 +17,7 @@ DEFAULTS = {
     "model": "deepseek-chat",
     "include_usage": False,
     "on_conflict": "supersede",
+    "detach": True,
     "max_body": 1024 * 1024,
     "max_streams": None,
     "bus": None,

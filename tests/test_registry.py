@@ -10,6 +10,7 @@ import pytest
 from chatstream.errors import Busy, Refused
 from chatstream.outcome import Cause
 from chatstream.registry import Registry
+from chatstream.slots import Slots
 from chatstream.stream import Stream
 
 _numbers = itertools.count()
@@ -29,7 +30,7 @@ def gone(registry: Registry, stream: Stream) -> Stream:
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry(max_streams=8)
+    return Registry(Slots(8, 8))
 
 
 # Names
@@ -189,7 +190,7 @@ def test_the_old_streams_removal_leaves_the_new_ones_entry(registry: Registry) -
 
 def test_reject_refuses_a_second_stream_of_a_session() -> None:
     """With reject_conflicts the second stream is a 409, and the first goes on untouched."""
-    registry = Registry(8, reject_conflicts=True)
+    registry = Registry(Slots(8, 8), reject_conflicts=True)
     first = live("s")
     registry.add(first)
     with pytest.raises(Refused) as caught:
@@ -201,7 +202,7 @@ def test_reject_refuses_a_second_stream_of_a_session() -> None:
 
 def test_reject_allows_the_next_once_the_first_has_ended() -> None:
     """Only a live stream is in the way, not one that waits for its cleanup."""
-    registry = Registry(8, reject_conflicts=True)
+    registry = Registry(Slots(8, 8), reject_conflicts=True)
     first = live("s")
     registry.add(first)
     first.abort(Cause.CANCEL)
@@ -232,7 +233,7 @@ def test_an_ended_stream_id_can_be_used_again(registry: Registry) -> None:
 
 def test_of_many_at_once_one_has_the_session() -> None:
     """Case 23: of N streams added to a session at once, N-1 are handed back to be aborted."""
-    registry = Registry(64)
+    registry = Registry(Slots(64, 64))
     streams = [live("s") for _ in range(32)]
     barrier, superseded = threading.Barrier(32), []
 
@@ -319,7 +320,7 @@ def test_a_full_worker_refuses(registry: Registry) -> None:
 
 def test_a_refused_stream_supersedes_nothing() -> None:
     """A Busy worker leaves the session's live stream where it is."""
-    registry = Registry(1)
+    registry = Registry(Slots(1, 1))
     old = live("s")
     registry.add(old)
     with pytest.raises(Busy):
@@ -329,7 +330,7 @@ def test_a_refused_stream_supersedes_nothing() -> None:
 
 def test_removal_frees_the_slot() -> None:
     """A slot is free again as soon as its one holder is gone."""
-    registry = Registry(1)
+    registry = Registry(Slots(1, 1))
     for _ in range(3):
         gone(registry, live())
     assert len(registry) == 0
@@ -337,7 +338,7 @@ def test_removal_frees_the_slot() -> None:
 
 def test_an_ended_stream_holds_its_slot_until_its_last_holder_leaves() -> None:
     """The call to the provider may outlive the iterable: both have to be gone."""
-    registry = Registry(1)
+    registry = Registry(Slots(1, 1))
     stream = live()
     registry.add(stream)
     registry.enter(stream)
@@ -351,7 +352,7 @@ def test_an_ended_stream_holds_its_slot_until_its_last_holder_leaves() -> None:
 
 def test_the_call_may_also_leave_first() -> None:
     """The iterable's hold stays when the call to the provider has ended."""
-    registry = Registry(1)
+    registry = Registry(Slots(1, 1))
     stream = live()
     registry.add(stream)
     registry.enter(stream)

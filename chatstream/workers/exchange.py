@@ -12,8 +12,6 @@ from typing import Any
 from gunicorn import util
 from gunicorn.http import wsgi
 
-from chatstream import server
-
 
 class Kept(enum.Enum):
     """What becomes of the connection after a call of `Exchange.serve` or `end`."""
@@ -89,7 +87,6 @@ class Exchange:
             self._req, conn.sock, conn.client, conn.server, worker.cfg
         )
         self._environ["wsgi.multithread"] = True
-        self._environ[server.DETACHES] = True
         worker.count_request()
         if not (worker.alive and worker.cfg.keepalive):
             self._resp.force_close()

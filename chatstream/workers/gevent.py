@@ -26,6 +26,7 @@ from chatstream.errors import RequestTimeout, out_of_descriptors
 from chatstream.workers.arrival import Arrival
 from chatstream.workers.limits import (
     CONTINUE,
+    LAST_WORDS,
     LINGER,
     LONG_BODY,
     LONG_HEAD,
@@ -39,12 +40,6 @@ from chatstream.workers.limits import (
 _RECEIVE = 65536
 _UNREAD = 65536
 """Bytes of a body that an app did not read, thrown away so that a connection can go on."""
-
-_LAST_WORDS = 5.0
-"""Seconds that a worker which is to end at once waits for its streams' clients.
-
-They have two from the end on, and from the last byte that they took.
-"""
 
 _KEPT_AT_THE_END = 2.0
 """Seconds that a worker which ends waits for clients to begin a request; as on gthread."""
@@ -72,7 +67,7 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
 
     def _quit(self, sig: int, frame: FrameType | None) -> None:
         self.alive = False
-        until = monotonic() + _LAST_WORDS
+        until = monotonic() + LAST_WORDS
         while monotonic() < until and not all(service.at_rest() for service in server.services()):
             gevent.sleep(0.02)
         base.Worker.handle_quit(self, sig, frame)

@@ -32,12 +32,14 @@ from chatstream.workers.arrival import Arrival
 from chatstream.workers.exchange import Exchange, Kept
 from chatstream.workers.limits import (
     CONTINUE,
+    LAST_WORDS,
     LINGER,
     LONG_BODY,
     LONG_HEAD,
     NO_DESCRIPTOR,
     TIMED_OUT,
     Limits,
+    check_descriptors,
     check_gunicorn,
     supported,
 )
@@ -88,18 +90,20 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     """
 
     alive: bool
+    detaches = False  # lets go of a response that the loop moves
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._waiting: dict[_Waiting, None] = {}
         self._look_at = math.inf  # when the first of them may be due
         self._accept_again = 0.0
-        self._supported = supported(self.cfg)
+        self._supported = self.detaches = supported(self.cfg)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called by gunicorn's master before the first worker."""
         check_gunicorn()
+        check_descriptors()
         super().check_config(cfg, log)
 
     def init_signals(self) -> None:
@@ -118,7 +122,19 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """gunicorn's loop; by now the app is there, and its settings."""
         self._limits = Limits.load()
         self._tls = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
-        super().run()
+        try:
+            super().run()
+        except SystemExit:  # a signal's: at once
+            self._see_streams_out()
+            raise
+
+    def _see_streams_out(self) -> None:
+        """Streams end at once; no thread that the process would wait for has to send their ends."""
+        until = monotonic() + LAST_WORDS
+        while not all(service.at_rest() for service in server.services()):
+            if (left := until - monotonic()) <= 0:
+                return
+            self.wait_for_and_dispatch_events(min(left, GRAIN))
 
     # A connection comes
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from chatstream import server
+from chatstream import server, slots
 from chatstream.config import Settings
 from chatstream.workers.arrival import Arrival
 
@@ -22,6 +22,13 @@ LINGER = 2.0
 
 NO_DESCRIPTOR = 0.5
 """Seconds without accepting where the process has no descriptor left."""
+
+
+LAST_WORDS = 5.0
+"""Seconds that a worker which is to end at once waits for its streams' clients.
+
+They have two from the end on, and from the last byte that they took.
+"""
 
 
 def _refusal(status: str) -> bytes:
@@ -116,6 +123,18 @@ def check_gunicorn() -> None:
             f" {version('gunicorn')}: pip install --upgrade gunicorn."
             " Or take a worker of gunicorn's own: --worker-class gthread, or gevent."
         )
+
+
+def check_descriptors() -> None:
+    """Looks, before the first worker is made, whether there are enough for CHATSTREAM_MAX_STREAMS.
+
+    Raises:
+        SystemExit: There are not; the message says what to do.
+    """
+    wanted = os.environ.get("CHATSTREAM_MAX_STREAMS", "")
+    # What is no number is for the app to refuse.
+    if wanted.isdecimal() and (sentence := slots.too_many(int(wanted))):
+        raise SystemExit(sentence)
 
 
 def supported(cfg: Any) -> bool:
