@@ -76,12 +76,15 @@ class Detachable(abc.ABC):
 class _State(enum.Enum):
     """What the stream waits for."""
 
-    HEADERS = "headers"  # the provider's
-    BODY = "body"
-    BEGINNING = "beginning"  # a thread starts the response
-    SENDING = "sending"  # room in the client's socket
-    DRAINING = "draining"  # all is sent; the provider's connection may be reused
-    OVER = "over"
+    HEADERS = enum.auto()  # the provider's
+    BODY = enum.auto()
+    BEGINNING = enum.auto()  # a thread starts the response
+    SENDING = enum.auto()  # room in the client's socket
+    DRAINING = enum.auto()  # all is sent; the provider's connection may be reused
+    OVER = enum.auto()
+
+
+HEADERS, BODY, BEGINNING, SENDING, DRAINING, OVER = _State  # looked up for every event
 
 
 def _unbroken(step: Callable[[Detached], None]) -> Callable[[Detached], None]:
@@ -136,7 +139,7 @@ class Detached:
         self._body: Body | None = None
         self._upstream_fd = -1
         self._client_fd = exchange.sock.fileno()
-        self._state = _State.HEADERS
+        self._state = HEADERS
         self._begun = False  # the response
         self._told = False  # it says itself how the stream ended
         self._ended = False  # its end is sent, or left
@@ -160,7 +163,7 @@ class Detached:
 
     @_unbroken
     def _go_on(self) -> None:
-        if self._state is _State.HEADERS or (self._state is _State.BODY and self._stream.ended):
+        if self._state is HEADERS or (self._state is BODY and self._stream.ended):
             self._resume()
 
     def _resume(self) -> None:
@@ -177,7 +180,7 @@ class Detached:
             self._stream.phase = Phase.BODY
             self._read()
         else:
-            self._state = _State.HEADERS
+            self._state = HEADERS
 
     def _wait_for(self, state: _State) -> None:
         """Leaves the provider alone meanwhile."""
@@ -188,16 +191,16 @@ class Detached:
 
     def _read(self) -> None:
         """Moves what is there, and from then on what comes."""
-        self._state = _State.BODY
+        self._state = BODY
         self._give_up_at = monotonic() + self._idle_timeout
         self._move()
-        if self._state is _State.BODY and self._upstream_fd >= 0:
+        if self._state is BODY and self._upstream_fd >= 0:
             self._loop.on_readable(self._upstream_fd, self._move)
 
     @_unbroken
     def _move(self) -> None:
         """Sends the client what the provider has sent."""
-        if self._state is not _State.BODY or self._body is None:
+        if self._state is not BODY or self._body is None:
             return
         stream, out = self._stream, b""
         try:
@@ -213,7 +216,7 @@ class Detached:
         self._give_up_at = self._loop.now + self._idle_timeout
         if out:
             self._say(out)
-        if self._state is _State.BODY:
+        if self._state is BODY:
             if stream.ended:
                 self._conclude()
             elif self._body.more:
@@ -232,7 +235,7 @@ class Detached:
             self._hold_up()
 
     def _begin(self, data: bytes) -> None:
-        self._wait_for(_State.BEGINNING)
+        self._wait_for(BEGINNING)
         self._exchange.run(partial(self._begin_in_thread, data))
 
     def _begin_in_thread(self, data: bytes) -> None:
@@ -284,7 +287,7 @@ class Detached:
             self._stream.abort(Cause.CLIENT)
             self._finish(whole=False)
             return
-        self._wait_for(_State.SENDING)
+        self._wait_for(SENDING)
         self._stream.phase = Phase.SENDING
         self._loop.on_writable(self._client_fd, self._flush)
 
@@ -306,14 +309,14 @@ class Detached:
         now = self._loop.now
         self._timer = None
         due = now + self._ping_interval
-        if self._state in (_State.HEADERS, _State.BODY):  # else it is the client that takes time
+        if self._state in (HEADERS, BODY):  # else it is the client that takes time
             if now >= self._give_up_at:
                 self._stream.fail(headers_late() if self._body is None else idle())
                 return
             if now >= self._spoke + self._ping_interval:
                 self._say(sse.PING)
             due = min(self._spoke + self._ping_interval, self._give_up_at)
-        if self._state is not _State.OVER:
+        if self._state is not OVER:
             self._timer = self._loop.call_later(max(0.0, due - now), self._on_time)
 
     def _drain(self) -> None:
@@ -322,17 +325,17 @@ class Detached:
         if self._body is None or stream.cause is not None or stream.error is not None:
             self._finish(whole=True)
             return
-        self._wait_for(_State.DRAINING)
+        self._wait_for(DRAINING)
         if self._timer is not None:
             self._loop.cancel(self._timer)
         self._timer = self._loop.call_later(DRAIN, partial(self._finish, whole=True))
         self._drop()
-        if self._state is _State.DRAINING and self._upstream_fd >= 0:
+        if self._state is DRAINING and self._upstream_fd >= 0:
             self._loop.on_readable(self._upstream_fd, self._drop)
 
     @_unbroken
     def _drop(self) -> None:
-        if self._state is not _State.DRAINING or self._body is None:
+        if self._state is not DRAINING or self._body is None:
             return
         try:
             data = self._body.receive_now()
@@ -344,9 +347,9 @@ class Detached:
             self._loop.call_soon(self._drop)
 
     def _finish(self, *, whole: bool) -> None:
-        if self._state is _State.OVER:
+        if self._state is OVER:
             return
-        self._wait_for(_State.OVER)
+        self._wait_for(OVER)
         self._loop.forget_ready(self._client_fd)
         if self._timer is not None:
             self._loop.cancel(self._timer)

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import heapq
 import itertools
+import math
 import os
 import select
 import socket
@@ -149,8 +150,9 @@ class Loop:
             timer.callback = None
             self._cancelled += 1
             if self._cancelled > max(_SPARSE, len(self._timers) // 2):
-                self._timers = [entry for entry in self._timers if entry[2].callback is not None]
-                heapq.heapify(self._timers)
+                left = [entry for entry in self._timers if entry[2].callback is not None]
+                heapq.heapify(left)
+                self._timers = left
                 self._cancelled = 0
 
     def stop(self) -> None:
@@ -159,11 +161,12 @@ class Loop:
             self._watches.clear()
             self._ready.clear()
             self._soon.clear()
-            self._timers.clear()
+            self._timers = []
             self._cancelled = 0
-            self._wake()
-            self._pid = 0
-            self._epoll = None
+            running = self._epoll is not None and self._pid == os.getpid()
+            self._epoll, self._pid = None, 0
+            if running:
+                os.eventfd_write(self._wakeup, 1)
 
     def forget(self, client: ClientSocket) -> None:
         """Stops watching `client`; it is the caller who closes it."""
@@ -188,13 +191,14 @@ class Loop:
         epoll = native.epoll()
         wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         epoll.register(wakeup, select.EPOLLIN)
+        self._epoll, self._wakeup = epoll, wakeup
         try:
             native.start_thread(partial(self._run, epoll, wakeup), "chatstream-loop")
         except RuntimeError as error:  # can't start new thread
+            self._epoll = None
             epoll.close()
             os.close(wakeup)
             raise Busy("This worker has no free thread. Please try again.") from error
-        self._epoll, self._wakeup = epoll, wakeup
 
     def _wake(self) -> None:
         """Interrupts the thread's sleep. Under the lock: the descriptor is there while it runs."""
@@ -205,33 +209,47 @@ class Loop:
     def _run(self, epoll: select.epoll, wakeup: int) -> None:
         self._thread = native.get_ident()
         ready = self._ready
-        while (timeout := self._until_next_timer(epoll)) is not None:
-            events = epoll.poll(timeout)
+        # What another thread changes, it changes under the lock before it writes to `wakeup`: so
+        # what is read here without the lock is seen again if it was too old.
+        while self._epoll is epoll:
+            events = epoll.poll(self._patience())
             self.now = monotonic()
             for fd, _ in events:
-                if fd == wakeup:
-                    os.eventfd_read(wakeup)
-                else:
-                    _guarded(ready.get(fd) or self._hang_up_of(fd))
-            for callback in self._due():
-                _guarded(callback)
-        epoll.close()
-        os.close(wakeup)
+                try:
+                    if callback := ready.get(fd):
+                        callback()
+                    elif fd == wakeup:
+                        os.eventfd_read(wakeup)
+                    else:
+                        self._hang_up_of(fd)()
+                except Exception:  # must not end the thread that every stop depends on
+                    _report()
+            if self._soon or self._next_timer() <= self.now:
+                self._run_due()
+        with self._lock:  # whoever ended this has written by now
+            epoll.close()
+            os.close(wakeup)
 
-    def _until_next_timer(self, epoll: select.epoll) -> float | None:
-        """Seconds to sleep, -1 for ever; None when this thread's time is over."""
-        with self._lock:
-            if self._epoll is not epoll:
-                return None
-            while self._timers and self._timers[0][2].callback is None:
-                heapq.heappop(self._timers)
-                self._cancelled -= 1
-            if self._soon:
-                return 0.0
-            return max(0.0, self._timers[0][0] - monotonic()) if self._timers else -1.0
+    def _patience(self) -> float:
+        """Seconds to sleep, -1 for ever."""
+        if self._soon:
+            return 0.0
+        due = self._next_timer()
+        return -1.0 if due == math.inf else max(0.0, due - monotonic())
+
+    def _next_timer(self) -> float:
+        timers = self._timers  # another list may take its place
+        return timers[0][0] if timers else math.inf
+
+    def _run_due(self) -> None:
+        """What these callbacks ask for in turn has to wait for the sockets' events."""
+        for callback in self._due():
+            try:
+                callback()
+            except Exception:
+                _report()
 
     def _due(self) -> list[Callable[[], object]]:
-        """What is to be run now. What these ask for in turn has to wait for the sockets' events."""
         with self._lock:
             due = list(self._soon)
             self._soon.clear()
@@ -369,10 +387,6 @@ def _nothing() -> None:
     pass
 
 
-def _guarded(callback: Callable[[], object]) -> None:
-    """A callback that fails must not end the thread that every stop depends on."""
-    try:
-        callback()
-    except Exception:
-        # Not the logger: its handlers' locks may be gevent's.
-        os.write(2, traceback.format_exc().encode(errors="replace"))
+def _report() -> None:
+    # Not the logger: its handlers' locks may be gevent's.
+    os.write(2, traceback.format_exc().encode(errors="replace"))

@@ -55,20 +55,20 @@ class Client(Protocol):
 
 
 class Body(Protocol):
-    """The provider's answer, once its headers are in. Owner thread only."""
+    """The provider's answer, once its headers are in. Owner thread only.
+
+    Attributes:
+        more: Whether `receive_now` is to be called again, though the socket may show nothing: of
+            TLS there may be bytes left, or the end is known already.
+    """
+
+    more: bool
 
     def receive(self, timeout: float) -> bytes:
         """The next bytes; b"" at the body's end. Raises TimeoutError or UpstreamError."""
 
     def detach(self) -> int:
         """From now on nothing waits. Returns the socket's descriptor, -1 if there is none."""
-
-    @property
-    def more(self) -> bool:
-        """Whether `receive_now` is to be called again, though the socket may show nothing.
-
-        Of TLS there may be bytes left, or the end is known already.
-        """
 
     def receive_now(self) -> bytes | None:
         """As `receive`, but None when nothing is there. After `detach`. Raises UpstreamError."""

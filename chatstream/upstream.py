@@ -242,7 +242,7 @@ class SocketBody:
         self._framing: Framing = _framing(message)
         self._closed = False
         self._ahead = _read_ahead(message, sock)
-        self._received = True  # the last `receive_now` did
+        self.more = False
         # A socket timeout of Python's costs two more turns of the interpreter's lock an event: with
         # 200 streams, half of the CPU. The kernel's costs none; TLS and gevent cannot use it.
         self._plain = type(sock) is socket.socket
@@ -265,15 +265,6 @@ class SocketBody:
                 raise TimeoutError
         return b""
 
-    @property
-    def more(self) -> bool:
-        """See `Body`."""
-        if self._framing.finished or self._plain:
-            return self._framing.finished
-        # OpenSSL takes one record after the other from the socket; TLS within TLS takes what comes.
-        pending = getattr(self._sock, "pending", None)
-        return self._received if pending is None else pending() > 0
-
     def detach(self) -> int:
         self._sock.settimeout(0)
         return self._sock.fileno()
@@ -285,14 +276,23 @@ class SocketBody:
         try:
             data = data or self._sock.recv(_CHUNK)
         except _NOT_NOW as error:
-            self._received = False
+            self.more = False
             if _has_vanished(error):
                 raise _broken(error) from error
             return None
         except _TORN as error:
             raise _broken(error) from error
-        self._received = True
-        return self._decoded(data) or (b"" if self._framing.finished or not data else None)
+        body = self._decoded(data)
+        self.more = self._framing.finished or not (self._plain or self._is_empty())
+        return body or (b"" if self._framing.finished or not data else None)
+
+    def _is_empty(self) -> bool:
+        """Whether TLS has nothing left that the socket does not show.
+
+        OpenSSL takes one record after the other from the socket; TLS within TLS takes what comes.
+        """
+        pending = getattr(self._sock, "pending", None)
+        return pending is not None and not pending()
 
     def drain(self, timeout: float) -> None:
         deadline = monotonic() + timeout
