@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
 
@@ -53,6 +54,7 @@ class StreamIterable:
         self._walk = walk
         self._loop = loop
         self._body: Body | None = None
+        self._changed: threading.Event | None = None  # answered, or ended; once it is walked
         self._called = False  # the provider was, or need not be
         self._begun = False  # a byte was handed to the server
         self._over = False  # nothing more will be
@@ -145,6 +147,10 @@ class StreamIterable:
         self._pinged = False
 
     def _call(self) -> None:
+        self._changed = threading.Event()
+        self.stream.follow(self._changed.set)
+        if self.stream.ended:  # before that
+            self._changed.set()
         try:
             if self._walk is not None:
                 self._walk(self.stream)
@@ -156,7 +162,10 @@ class StreamIterable:
     def _receive(self, timeout: float) -> bytes:
         """What came from the provider within `timeout` seconds, in whole events."""
         if self._body is None:
-            self._body = self.stream.wait(timeout)
+            assert self._changed is not None
+            if not self._changed.wait(timeout):
+                raise TimeoutError
+            self._body = self.stream.body
             if self._body is not None:
                 self.stream.phase = Phase.BODY
                 self._give_up_at = monotonic() + self._idle_timeout

@@ -13,7 +13,6 @@ import _socket
 import contextlib
 import os
 import socket
-import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -130,8 +129,9 @@ class Stream:
         self._handle: SocketHandle | None = None
         self._body: Body | None = None
         self._follower: Callable[[], object] | None = None
-        self._changed = threading.Event()  # answered, or ended
-        self._effected = threading.Event()  # ended, and the socket is shut down
+        # Held until the stream has ended and its socket is shut down. No Event: that has a KB.
+        self._uneffected = native.allocate_lock()
+        self._uneffected.acquire()
         self._splitter = sse.Splitter()
         self._finish_reason = False
         self._events = 0
@@ -199,12 +199,11 @@ class Stream:
         if handle is not None:
             handle.shutdown()
         self._stop_ms = (monotonic() - noticed) * 1000
-        self._effected.set()
+        self._uneffected.release()
         self._tell()
         return True
 
     def _tell(self) -> None:
-        self._changed.set()
         if (follower := self._follower) is not None:
             follower()
 
@@ -267,16 +266,6 @@ class Stream:
         """The provider's answer, if it came before the stream ended. Mover only."""
         return self._body
 
-    def wait(self, timeout: float) -> Body | None:
-        """The provider's answer, awaited; None when the stream ends without one. Mover only.
-
-        Raises:
-            TimeoutError: Neither came within `timeout` seconds.
-        """
-        if not self._changed.wait(timeout):
-            raise TimeoutError
-        return self._body
-
     # What goes through it. Mover only.
 
     def feed(self, data: bytes) -> bytes:
@@ -333,7 +322,8 @@ class Stream:
 
     def outcome(self) -> Outcome:
         """How the stream ended, as of now. Only once it has ended. Mover only."""
-        self._effected.wait()  # a mover can be awake before the thread that woke it is done
+        with self._uneffected:  # a mover can be awake before the thread that woke it is done
+            pass
         cause, verdict = self.cause, self._verdict
         error = verdict if isinstance(verdict, StreamError) else None
         return Outcome(

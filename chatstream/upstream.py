@@ -666,12 +666,15 @@ def _framing(message: http.client.HTTPResponse) -> Framing:
 
 
 def _read_ahead(message: http.client.HTTPResponse, sock: socket.socket) -> bytes:
-    """What http.client's buffer holds beyond the headers. Does not wait."""
+    """Takes what http.client's buffer holds beyond the headers, and the buffer, which has 8 KB.
+
+    Does not wait.
+    """
     sock.settimeout(0)
-    try:
-        ahead: bytes = message.fp.peek()
-    except (OSError, ValueError):
-        return b""  # nothing there; a real fault shows again at the next recv
+    ahead = b""
+    with contextlib.suppress(OSError, ValueError):  # a real fault shows again at the next recv
+        ahead = message.fp.peek()
+    message.fp = message.fp.detach()  # type: ignore[assignment]
     return ahead
 
 
