@@ -11,6 +11,7 @@ because a stop must reach them:
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import http.client
 import json
@@ -24,7 +25,6 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from http.cookiejar import DefaultCookiePolicy
 from time import monotonic, sleep
 from typing import Any
 
@@ -91,12 +91,8 @@ class Upstream:
         self._url = settings.upstream_url
         self._key = settings.api_key
         self._timeout = (settings.upstream_connect_timeout, settings.upstream_headers_timeout)
-        self._session = _Session()
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.auth = _Bearer(self._key)
-        adapter = _Adapter(max_streams, call_later)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._adapter = _Adapter(max_streams, call_later)
+        self._prepared: _Prepared | None = None
 
     def open(self, payload: bytes, stream: Stream) -> Body:
         """Sends `payload` and returns the provider's answer. Blocks until its headers are in.
@@ -129,7 +125,7 @@ class Upstream:
 
     def close(self) -> None:
         """Closes the idle connections."""
-        self._session.close()
+        self._adapter.close()
 
     def _post(self, payload: bytes, call: _Call) -> requests.Response:
         try:
@@ -148,17 +144,17 @@ class Upstream:
     def _send(self, payload: bytes, call: _Call) -> requests.Response:
         token = _call.set(call)
         try:
-            return self._session.post(
-                self._url,
-                data=payload,
-                headers={
-                    "Content-Type": "application/json",
-                    "Accept": "text/event-stream",
-                    "Accept-Encoding": "identity",
-                    "User-Agent": "chatstream",
-                },
+            # The first calls may all prepare: they find the same.
+            prepared = self._prepared = self._prepared or _prepared(self._url, self._key)
+            request = prepared.request(payload)
+            # Not a session's `send`: what that adds - cookies, redirects, hooks, the environment
+            # read anew - must not be, and costs more than the call.
+            return self._adapter.send(
+                request,
                 stream=True,
                 timeout=self._timeout,
+                verify=prepared.verify,
+                proxies=prepared.proxies,
             )
         finally:
             _call.reset(token)
@@ -208,13 +204,6 @@ class Upstream:
         if self._key:
             message = message.replace(self._key, "[key]")
         return message.encode(errors="replace").decode()[:_MESSAGE]
-
-
-class _Session(requests.Session):
-    """Follows no redirect: the key would travel. `allow_redirects` would still read the body."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
 
 
 class SocketBody:
@@ -594,6 +583,38 @@ class _Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, **keywords)
         manager.pool_classes_by_scheme = self._pools
         return manager
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What all requests to the provider have in common."""
+
+    template: requests.PreparedRequest
+    verify: bool | str
+    proxies: dict[str, str]
+
+    def request(self, payload: bytes) -> requests.PreparedRequest:
+        request = copy.copy(self.template)
+        request.headers = self.template.headers.copy()
+        request.headers["Content-Length"] = str(len(payload))
+        request.body = payload
+        return request
+
+
+def _prepared(url: str, key: str) -> _Prepared:
+    """Reads the environment: proxies and certificates, as requests finds them."""
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream",
+        "Accept-Encoding": "identity",
+        "User-Agent": "chatstream",
+    }
+    with requests.Session() as session:
+        template = session.prepare_request(
+            requests.Request("POST", url, headers=headers, auth=_Bearer(key))
+        )
+        found = session.merge_environment_settings(url, {}, None, None, None)
+    return _Prepared(template, found["verify"], found["proxies"])
 
 
 class _Bearer(AuthBase):
