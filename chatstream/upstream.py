@@ -21,7 +21,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,7 @@ from urllib3.exceptions import (
 from urllib3.util import wait_for_write
 
 from chatstream import liveness, native
+from chatstream.call_threads import CallThreads
 from chatstream.config import Settings
 from chatstream.errors import Busy, StreamError, UpstreamError, out_of_descriptors
 from chatstream.framing import BadFraming, Chunked, Framing, Length, UntilClose
@@ -74,7 +75,11 @@ log = logging.getLogger("chatstream")
 
 
 class Upstream:
-    """Calls one provider over a pool of connections. Make it after fork. Safe from any thread."""
+    """Calls one provider over a pool of connections. Make it after fork. Safe from any thread.
+
+    Attributes:
+        threads: Where to call `open`.
+    """
 
     def __init__(
         self,
@@ -93,6 +98,7 @@ class Upstream:
         self._timeout = (settings.upstream_connect_timeout, settings.upstream_headers_timeout)
         self._adapter = _Adapter(max_streams, call_later)
         self._prepared: _Prepared | None = None
+        self.threads = CallThreads()
 
     def open(self, payload: bytes, stream: Stream) -> Body:
         """Sends `payload` and returns the provider's answer. Blocks until its headers are in.
@@ -124,7 +130,8 @@ class Upstream:
         return body
 
     def close(self) -> None:
-        """Closes the idle connections."""
+        """Closes the idle connections, ends the idle threads."""
+        self.threads.close()
         self._adapter.close()
 
     def _post(self, payload: bytes, call: _Call) -> requests.Response:
@@ -149,13 +156,7 @@ class Upstream:
             request = prepared.request(payload)
             # Not a session's `send`: what that adds - cookies, redirects, hooks, the environment
             # read anew - must not be, and costs more than the call.
-            return self._adapter.send(
-                request,
-                stream=True,
-                timeout=self._timeout,
-                verify=prepared.verify,
-                proxies=prepared.proxies,
-            )
+            return self._adapter.send(request, timeout=self._timeout, **prepared.environment)
         finally:
             _call.reset(token)
 
@@ -590,8 +591,7 @@ class _Prepared:
     """What all requests to the provider have in common."""
 
     template: requests.PreparedRequest
-    verify: bool | str
-    proxies: dict[str, str]
+    environment: Mapping[str, Any]
 
     def request(self, payload: bytes) -> requests.PreparedRequest:
         request = copy.copy(self.template)
@@ -613,8 +613,8 @@ def _prepared(url: str, key: str) -> _Prepared:
         template = session.prepare_request(
             requests.Request("POST", url, headers=headers, auth=_Bearer(key))
         )
-        found = session.merge_environment_settings(url, {}, None, None, None)
-    return _Prepared(template, found["verify"], found["proxies"])
+        environment = session.merge_environment_settings(url, {}, True, None, None)
+    return _Prepared(template, dict(environment))
 
 
 class _Bearer(AuthBase):

@@ -28,7 +28,7 @@ FLOORS = [
     {"simulator.server"},
     {"simulator.command"},
     {"simulator", "simulator.__main__"},
-    {"errors", "sse", "framing", "outcome", "native", "liveness", "openapi"},
+    {"errors", "sse", "framing", "outcome", "native", "liveness", "openapi", "call_threads"},
     {"config", "loop", "server", "bus.base", "bus.record_locks", "bus.scripts"},
     {"stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
     {"registry", "upstream", "bus.seat"},
