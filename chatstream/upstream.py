@@ -549,7 +549,10 @@ class _TLSPool(_PoolMixin, HTTPSConnectionPool):
 
 
 class _Adapter(HTTPAdapter):
-    """Makes requests use our pools, also towards a proxy. Sends nothing again by itself."""
+    """Makes requests use our pools, also towards a proxy. Sends nothing again by itself.
+
+    For one address, one way to it and one set of certificates.
+    """
 
     def __init__(
         self, max_streams: int, call_later: Callable[[float, Callable[[], None]], object]
@@ -557,6 +560,7 @@ class _Adapter(HTTPAdapter):
         self._max_streams = max_streams
         self._call_later = call_later
         self._made: list[_PoolMixin] = []
+        self._pool: HTTPConnectionPool | None = None
         self._pools = {"http": partial(self._make, _Pool), "https": partial(self._make, _TLSPool)}
         super().__init__(max_retries=0)
 
@@ -568,8 +572,15 @@ class _Adapter(HTTPAdapter):
     def close(self) -> None:
         """Closes the pools; urllib3 leaves that to the garbage collector."""
         super().close()
+        self._pool = None
         while self._made:
             self._made.pop().close()
+
+    def get_connection_with_tls_context(self, *args: Any, **keywords: Any) -> HTTPConnectionPool:
+        """The pool of the one address that is called: to look for it takes as long as to send."""
+        if self._pool is None:
+            self._pool = super().get_connection_with_tls_context(*args, **keywords)
+        return self._pool
 
     def init_poolmanager(self, *args: Any, **keywords: Any) -> None:
         super().init_poolmanager(*args, **keywords)
