@@ -376,11 +376,12 @@ class Service:
                     self._loop.call_later(min(LOOK, timeout / 4), self._look_at_clients)
 
     def _connect(self, payload: bytes, stream: Stream) -> None:
+        upstream = self._upstream
+        if upstream is None:  # stopped meanwhile, and so was the stream
+            return
         self.registry.enter(stream)
         try:
-            threading.Thread(
-                target=self._call, args=(payload, stream), name="chatstream-call", daemon=True
-            ).start()
+            upstream.threads.run(partial(self._call, upstream, payload, stream))
         except RuntimeError:  # can't start new thread
             stream.fail(Busy("This worker has no free thread. Please try again."))
             self.registry.leave(stream)
@@ -397,12 +398,9 @@ class Service:
             )
         self.registry.walk(stream)
 
-    def _call(self, payload: bytes, stream: Stream) -> None:
-        """The thread that calls the provider. Ends when its headers are in."""
+    def _call(self, upstream: Upstream, payload: bytes, stream: Stream) -> None:
+        """Calls the provider, in a thread of the call's own. Returns when its headers are in."""
         try:
-            upstream = self._upstream
-            if upstream is None:
-                raise StreamAborted  # stopped meanwhile
             body = upstream.open(payload, stream)
             if not stream.answered(body):
                 body.close()

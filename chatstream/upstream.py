@@ -11,6 +11,7 @@ because a stop must reach them:
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import http.client
 import json
@@ -20,11 +21,10 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from http.cookiejar import DefaultCookiePolicy
 from time import monotonic, sleep
 from typing import Any
 
@@ -43,6 +43,7 @@ from urllib3.exceptions import (
 from urllib3.util import wait_for_write
 
 from chatstream import liveness, native
+from chatstream.call_threads import CallThreads
 from chatstream.config import Settings
 from chatstream.errors import Busy, StreamError, UpstreamError, out_of_descriptors
 from chatstream.framing import BadFraming, Chunked, Framing, Length, UntilClose
@@ -78,7 +79,11 @@ log = logging.getLogger("chatstream")
 
 
 class Upstream:
-    """Calls one provider over a pool of connections. Make it after fork. Safe from any thread."""
+    """Calls one provider over a pool of connections. Make it after fork. Safe from any thread.
+
+    Attributes:
+        threads: Where to call `open`.
+    """
 
     def __init__(
         self,
@@ -95,12 +100,9 @@ class Upstream:
         self._url = settings.upstream_url
         self._key = settings.api_key
         self._timeout = (settings.upstream_connect_timeout, settings.upstream_headers_timeout)
-        self._session = _Session()
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.auth = _Bearer(self._key)
-        adapter = _Adapter(max_streams, call_later)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._adapter = _Adapter(max_streams, call_later)
+        self._prepared: _Prepared | None = None
+        self.threads = CallThreads()
 
     def open(self, payload: bytes, stream: Stream) -> Body:
         """Sends `payload` and returns the provider's answer. Blocks until its headers are in.
@@ -132,8 +134,9 @@ class Upstream:
         return body
 
     def close(self) -> None:
-        """Closes the idle connections."""
-        self._session.close()
+        """Closes the idle connections, ends the idle threads."""
+        self.threads.close()
+        self._adapter.close()
 
     def _post(self, payload: bytes, call: _Call) -> requests.Response:
         try:
@@ -152,18 +155,12 @@ class Upstream:
     def _send(self, payload: bytes, call: _Call) -> requests.Response:
         token = _call.set(call)
         try:
-            return self._session.post(
-                self._url,
-                data=payload,
-                headers={
-                    "Content-Type": "application/json",
-                    "Accept": "text/event-stream",
-                    "Accept-Encoding": "identity",
-                    "User-Agent": "chatstream",
-                },
-                stream=True,
-                timeout=self._timeout,
-            )
+            # The first calls may all prepare: they find the same.
+            prepared = self._prepared = self._prepared or _prepared(self._url, self._key)
+            request = prepared.request(payload)
+            # Not a session's `send`: what that adds - cookies, redirects, hooks, the environment
+            # read anew - must not be, and costs more than the call.
+            return self._adapter.send(request, timeout=self._timeout, **prepared.environment)
         finally:
             _call.reset(token)
 
@@ -212,13 +209,6 @@ class Upstream:
         if self._key:
             message = message.replace(self._key, "[key]")
         return message.encode(errors="replace").decode()[:_MESSAGE]
-
-
-class _Session(requests.Session):
-    """Follows no redirect: the key would travel. `allow_redirects` would still read the body."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
 
 
 class SocketBody:
@@ -608,7 +598,10 @@ class _TLSPool(_PoolMixin, HTTPSConnectionPool):
 
 
 class _Adapter(HTTPAdapter):
-    """Makes requests use our pools, also towards a proxy. Sends nothing again by itself."""
+    """Makes requests use our pools, also towards a proxy. Sends nothing again by itself.
+
+    For one address, one way to it and one set of certificates.
+    """
 
     def __init__(
         self, max_streams: int, call_later: Callable[[float, Callable[[], None]], object]
@@ -616,6 +609,7 @@ class _Adapter(HTTPAdapter):
         self._max_streams = max_streams
         self._call_later = call_later
         self._made: list[_PoolMixin] = []
+        self._pool: HTTPConnectionPool | None = None
         self._pools = {"http": partial(self._make, _Pool), "https": partial(self._make, _TLSPool)}
         super().__init__(max_retries=0)
 
@@ -627,8 +621,15 @@ class _Adapter(HTTPAdapter):
     def close(self) -> None:
         """Closes the pools; urllib3 leaves that to the garbage collector."""
         super().close()
+        self._pool = None
         while self._made:
             self._made.pop().close()
+
+    def get_connection_with_tls_context(self, *args: Any, **keywords: Any) -> HTTPConnectionPool:
+        """The pool of the one address that is called: to look for it takes as long as to send."""
+        if self._pool is None:
+            self._pool = super().get_connection_with_tls_context(*args, **keywords)
+        return self._pool
 
     def init_poolmanager(self, *args: Any, **keywords: Any) -> None:
         super().init_poolmanager(*args, **keywords)
@@ -643,6 +644,37 @@ class _Adapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, **keywords)
         manager.pool_classes_by_scheme = self._pools
         return manager
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What all requests to the provider have in common."""
+
+    template: requests.PreparedRequest
+    environment: Mapping[str, Any]
+
+    def request(self, payload: bytes) -> requests.PreparedRequest:
+        request = copy.copy(self.template)
+        request.headers = self.template.headers.copy()
+        request.headers["Content-Length"] = str(len(payload))
+        request.body = payload
+        return request
+
+
+def _prepared(url: str, key: str) -> _Prepared:
+    """Reads the environment: proxies and certificates, as requests finds them."""
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream",
+        "Accept-Encoding": "identity",
+        "User-Agent": "chatstream",
+    }
+    with requests.Session() as session:
+        template = session.prepare_request(
+            requests.Request("POST", url, headers=headers, auth=_Bearer(key))
+        )
+        environment = session.merge_environment_settings(url, {}, True, None, None)
+    return _Prepared(template, dict(environment))
 
 
 class _Bearer(AuthBase):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import responses
 import trustme
 
 from chatstream import upstream as upstream_module
@@ -1618,6 +1619,38 @@ def test_a_proxy_of_the_environment_is_used(
         "POST http://provider.test/v1/chat HTTP/1.1"
     ] * 2
     assert len(proxy.peers) == 1
+
+
+def test_the_environment_is_looked_at_once(
+    provider: MakeProvider, upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is set after the first call is for the next process: a look costs more than a call."""
+    there, proxy = provider(always_says(WHOLE)), provider(says())
+    us = upstream(there.url)
+    whole_call(us)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.address[1]}")
+    assert whole_call(us) == EVENT + DONE
+    assert (len(there.requests), proxy.peers) == (2, [])
+
+
+def test_requests_share_nothing_that_a_mock_may_change(
+    upstream: MakeUpstream, stream: Stream
+) -> None:
+    """Each call's request is its own: what is done to one's headers is not in the next."""
+    us = upstream("http://provider.test/v1/chat")
+    with responses.RequestsMock() as mock:
+        mock.post("http://provider.test/v1/chat", body=DONE, content_type="text/event-stream")
+        for payload in (b"{}", PAYLOAD):
+            us.open(payload, stream).close()
+        first, second = (call.request for call in mock.calls)
+    first.headers["X-Mark"] = "1"
+    assert (first.body, second.body) == (b"{}", PAYLOAD)
+    assert (first.headers["content-length"], second.headers["content-length"]) == (
+        "2",
+        str(len(PAYLOAD)),
+    )
+    assert "X-Mark" not in second.headers
+    assert second.headers["authorization"] == f"Bearer {KEY}"
 
 
 def test_a_stop_through_a_proxy(

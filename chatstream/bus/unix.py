@@ -123,7 +123,8 @@ class UnixBus(Bus):
             seat = self._seated()
             if seat is None:
                 return False
-            self._take_names(seat, claim, reject)
+            if not self._take_free(seat, claim):
+                self._take_names(seat, claim, reject)
             return seat.early.pop(claim.name)
         except StreamError:
             with self._lock:
@@ -246,6 +247,15 @@ class UnixBus(Bus):
             self._log(f"[bus] unix is back; {len(self._claims)} streams are registered")
 
     # The bytes
+
+    def _take_free(self, seat: Seat, claim: Claim) -> bool:
+        """Takes a claim's bytes. Whether no other worker had one: else there is somebody to ask."""
+        stream, name, session = _bytes_of_claim(claim)
+        with self._lock:
+            for byte in (stream, name, session[0]):
+                if self._try(seat, byte, claim):
+                    return False
+        return not seat.locks(session[1]).holder(session[1], len(session) - 1)
 
     def _take_names(self, seat: Seat, claim: Claim, reject: bool) -> None:
         owner, session_id, stream_id = claim.name
