@@ -433,12 +433,12 @@ def _slots(settings: Settings) -> Slots:
     worker, wanted = server.gunicorn_worker(), settings.max_streams
     if worker is None:
         known = UNKNOWN
-    elif _detaches(settings):
-        return slots.detached(worker.cfg.worker_connections, worker.cfg.threads, wanted)
     elif native.patched():
         known = slots.of_connections(worker.cfg.worker_connections)
     else:
         known = slots.of_threads(worker.cfg.threads)
+        if _detaches(settings):
+            return slots.detached(worker.cfg.worker_connections, known, wanted)
     return Slots(wanted or known, wanted or known)
 
 

@@ -55,6 +55,44 @@ def hung_up(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
+def bare(sock: Any) -> Any:
+    """What the loop can use of a socket: gevent's want a hub, and have the kernel's inside.
+
+    Returns:
+        What has `recv`, `send`, `fileno` and `settimeout` (and `pending`, of TLS). It does not
+        block where `sock` is gevent's. Nobody else may use `sock` meanwhile.
+    """
+    if not type(sock).__module__.startswith("gevent."):
+        return sock
+    tls = getattr(sock, "_sslobj", None)
+    return sock._sock if tls is None else _BareTLS(tls, sock.fileno())
+
+
+class _BareTLS:
+    """OpenSSL's connection, below gevent's SSLSocket."""
+
+    def __init__(self, tls: Any, fd: int) -> None:
+        self._fd = fd
+        self.send = tls.write
+        self.pending = tls.pending
+        self._read = tls.read
+
+    def recv(self, size: int) -> bytes:
+        import ssl  # gevent may patch it after this module was imported
+
+        try:
+            data: bytes = self._read(size)
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+        return data
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def settimeout(self, timeout: float | None) -> None:
+        """It is the kernel's socket that has one."""
+
+
 def runner() -> Callable[[Callable[[], object]], None]:
     """A way out of a native thread, for what must not run there: logging, above all.
 

@@ -53,16 +53,16 @@ def limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def detached(connections: int, threads: int, wanted: int | None = None) -> Slots:
+def detached(connections: int, walked: int, wanted: int | None = None) -> Slots:
     """Where the loop moves the streams, but for those that it cannot.
 
     Args:
         connections: That the worker takes.
-        threads: Of its pool.
+        walked: How many may keep a thread.
         wanted: What was asked for.
     """
     slots = wanted or min(MOST, of_descriptors(limit()), of_connections(connections))
-    return Slots(slots, min(slots, of_threads(threads)))
+    return Slots(slots, min(slots, walked))
 
 
 def too_many(wanted: int) -> str:

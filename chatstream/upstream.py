@@ -230,7 +230,7 @@ class SocketBody:
         self._sock = sock
         self._stream = stream
         self._framing: Framing = _framing(message)
-        self._closed = False
+        self._closed = self._detached = False
         self._ahead = _read_ahead(message, sock)
         self.more = False
         # A socket timeout of Python's costs two more turns of the interpreter's lock an event: with
@@ -256,7 +256,9 @@ class SocketBody:
         return b""
 
     def detach(self) -> int:
+        self._sock = native.bare(self._sock)
         self._sock.settimeout(0)
+        self._detached = True
         return self._sock.fileno()
 
     def receive_now(self) -> bytes | None:
@@ -285,6 +287,8 @@ class SocketBody:
         return pending is not None and not pending()
 
     def drain(self, timeout: float) -> None:
+        if self._detached:  # the loop had time for that
+            return
         deadline = monotonic() + timeout
         with contextlib.suppress(TimeoutError, UpstreamError):
             while (left := deadline - monotonic()) > 0 and self.receive(left):
@@ -609,7 +613,7 @@ class _Adapter(HTTPAdapter):
         self._max_streams = max_streams
         self._call_later = call_later
         self._made: list[_PoolMixin] = []
-        self._pool: HTTPConnectionPool | None = None
+        self._pool: Any = None
         self._pools = {"http": partial(self._make, _Pool), "https": partial(self._make, _TLSPool)}
         super().__init__(max_retries=0)
 
@@ -627,9 +631,10 @@ class _Adapter(HTTPAdapter):
 
     def get_connection_with_tls_context(self, *args: Any, **keywords: Any) -> HTTPConnectionPool:
         """The pool of the one address that is called: to look for it takes as long as to send."""
-        if self._pool is None:
-            self._pool = super().get_connection_with_tls_context(*args, **keywords)
-        return self._pool
+        pool: Any = self._pool
+        if pool is None:
+            pool = self._pool = super().get_connection_with_tls_context(*args, **keywords)
+        return pool  # type: ignore[no-any-return]
 
     def init_poolmanager(self, *args: Any, **keywords: Any) -> None:
         super().init_poolmanager(*args, **keywords)

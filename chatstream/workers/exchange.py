@@ -1,4 +1,4 @@
-"""One request and its response on our gthread worker, begun and ended in different threads."""
+"""One request and its response on our workers, begun and ended by a thread, maybe not the same."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ class Kept(enum.Enum):
 
     def __bool__(self) -> bool:
         return self is Kept.YES
+
+
+def count_request(worker: Any) -> None:
+    """One more; with `max_requests` the worker ends after the last one."""
+    worker.nr += 1
+    if worker.alive and worker.nr >= worker.max_requests:
+        worker.log.info("Autorestarting worker after current request.")
+        worker.alive = False
 
 
 class Exchange:
@@ -72,8 +80,7 @@ class Exchange:
     def finish(self) -> Kept:
         """Ends what the loop has left. Raises as `serve` does."""
         try:
-            self.sock.setblocking(True)
-            self._resp.sock = self.sock
+            self._take_back()
             with self._closing_on_faults():
                 self._close_answer()
         finally:
@@ -87,7 +94,7 @@ class Exchange:
             self._req, conn.sock, conn.client, conn.server, worker.cfg
         )
         self._environ["wsgi.multithread"] = True
-        worker.count_request()
+        count_request(worker)
         if not (worker.alive and worker.cfg.keepalive):
             self._resp.force_close()
         self._answer = worker.wsgi(self._environ, self._resp.start_response)
@@ -146,13 +153,21 @@ class Exchange:
         # Its very type: a wrapper may pass itself off as what it wraps, and wants to be walked.
         if not issubclass(type(self._answer), Detachable):
             return False
-        self.sock.setblocking(False)
+        self._let_go()
         self._resp.sock = self._out
         if self._answer.detach(self):
             return True
-        self._resp.sock = self.sock
-        self.sock.setblocking(True)
+        self._take_back()
         return False
+
+    def _let_go(self) -> None:
+        """Makes the client's socket one for the loop."""
+        self.sock.setblocking(False)
+
+    def _take_back(self) -> None:
+        """Makes it one for a thread again."""
+        self.sock = self._resp.sock = self._conn.sock
+        self.sock.setblocking(True)
 
     def begin(self, data: bytes) -> bytes:
         """The head, and `data` framed."""
@@ -172,9 +187,10 @@ class Exchange:
 
     def run(self, callback: Callable[[], object]) -> None:
         """Runs it in a thread of the pool."""
-        self._worker.tpool.submit(self._logged, callback)
+        self._worker.tpool.submit(self.logged, callback)
 
-    def _logged(self, callback: Callable[[], object]) -> None:
+    def logged(self, callback: Callable[[], object]) -> None:
+        """Runs it; what it raises is logged."""
         try:
             callback()
         except Exception:

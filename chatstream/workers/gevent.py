@@ -11,19 +11,22 @@ import contextlib
 import errno
 import signal
 import socket
+import threading
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.server import StreamServer
 from gunicorn import sock as gunicorn_sock
 from gunicorn.workers import base, ggevent
 
-from chatstream import server
+from chatstream import native, server
 from chatstream.errors import RequestTimeout, out_of_descriptors
 from chatstream.workers.arrival import Arrival
+from chatstream.workers.exchange import Exchange, Kept
 from chatstream.workers.limits import (
     CONTINUE,
     LAST_WORDS,
@@ -47,6 +50,8 @@ _KEPT_AT_THE_END = 2.0
 
 class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, with deadlines for what a client sends. For `worker_class`."""
+
+    detaches = False  # lets go of a response that the loop moves
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -80,6 +85,7 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """gunicorn's loop; by now the app is there, and its settings."""
         if supported(self.cfg):
+            self.detaches = True
             self._limits = Limits.load()
             self._clients: set[_Client] = set()
             self._ended = 0.0
@@ -135,10 +141,47 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
         if not isinstance(sock, _Client):
             super().handle_request(listener_name, req, sock, addr)
             return
-        super().handle_request(listener_name, req, sock.sock, addr)
-        if not (self.cfg.keepalive and sock.drained(req.body)):
+        exchange = _Exchange(self, req, _Conn(sock.sock, addr, listener_name))
+        kept = exchange.serve()
+        if kept is Kept.DETACHED:
+            exchange.wait()
+            kept = exchange.finish()
+        if not (kept and self.cfg.keepalive and sock.drained(req.body)):
             raise StopIteration
         sock.await_next(req.unreader.take_buffered())
+
+
+class _Conn(NamedTuple):
+    """A connection, as an exchange knows one."""
+
+    sock: Any
+    client: Any
+    server: Any
+
+
+class _Exchange(Exchange):
+    """One request and its response. The greenlet of a detached stream only waits."""
+
+    def _let_go(self) -> None:
+        self._spawn = native.runner()
+        self._over = threading.Event()  # gevent's, which other threads may set
+        self.sock = native.bare(self._conn.sock)
+
+    def _take_back(self) -> None:
+        self.sock = self._resp.sock = self._conn.sock
+
+    def run(self, callback: Callable[[], object]) -> None:
+        """Runs it in a greenlet."""
+        self._spawn(partial(self.logged, callback))
+
+    def over(self, whole: bool) -> None:
+        """Wakes the greenlet."""
+        self._whole = whole
+        self._over.set()
+
+    def wait(self) -> None:
+        """Waits until it is over."""
+        self._over.wait()
 
 
 class _Server(StreamServer):  # type: ignore[misc]

@@ -270,13 +270,6 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return super().handle_request(req, conn)
         return Exchange(self, req, conn).serve()
 
-    def count_request(self) -> None:
-        """In a thread: one more; the last one, if there is a `max_requests`."""
-        self.nr += 1
-        if self.alive and self.nr >= self.max_requests:
-            self.log.info("Autorestarting worker after current request.")
-            self.alive = False
-
     def resume(self, conn: Any, exchange: Exchange) -> None:
         """In the loop's thread: what it has moved is over."""
         with contextlib.suppress(RuntimeError):  # the pool is shut down: the process ends
