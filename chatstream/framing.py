@@ -7,10 +7,14 @@ is what `recv` returns, fed to one of these.
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 MAX_LINE = 8 * 1024
 """Longest chunk-size line or trailer, in bytes."""
+
+_USUAL_LINE = 32
+"""Longest chunk-size line to remember the size of."""
 
 
 class BadFraming(ValueError):
@@ -78,12 +82,12 @@ class Chunked:
         self._after_data = False  # the CRLF that closes a chunk's data comes next
 
     def feed(self, data: bytes) -> bytes:
-        if not (self._rest or self._left or self._after_data or self._in_trailer):
-            whole = _one_chunk(data)
-            if whole:
-                return whole  # what a provider sends nearly always
+        if not self._rest and self._between_chunks():
+            whole = data[data.find(b"\n") + 1 : -2]
+            if whole and data == b"%x\r\n%b\r\n" % (len(whole), whole):
+                return whole  # what a provider sends nearly always: one chunk
         data, self._rest = self._rest + data, b""
-        body = []
+        body: list[bytes] = []
         position = 0
         while position < len(data) and not self.finished:
             if self._left:
@@ -93,21 +97,31 @@ class Chunked:
                 self._left -= len(piece)
                 self._after_data = not self._left
                 continue
-            end = data.find(b"\n", position)
-            line = data[position : end if end >= 0 else len(data)]
-            if len(line) > MAX_LINE:
-                raise BadFraming("a chunk's size line does not end")
-            if end < 0:
-                self._rest = line
-                return b"".join(body)
-            self._line(line.removesuffix(b"\r"))
-            position = end + 1
+            if self._between_chunks():
+                position = _whole_chunks(data, position, body)
+            position = self._next_line(data, position)
         if self.finished and position < len(data):
             self.reusable = False  # bytes nobody asked for
         return b"".join(body)
 
     def eof(self) -> None:
         raise BadFraming("the body ended inside its chunks")
+
+    def _between_chunks(self) -> bool:
+        """Whether a chunk's size is what comes next."""
+        return not (self._left or self._after_data or self._in_trailer)
+
+    def _next_line(self, data: bytes, position: int) -> int:
+        """Takes the line that begins at `position`; what has come of it, if it is not whole."""
+        end = data.find(b"\n", position)
+        line = data[position : end if end >= 0 else len(data)]
+        if len(line) > MAX_LINE:
+            raise BadFraming("a chunk's size line does not end")
+        if end < 0:
+            self._rest = line
+            return len(data)
+        self._line(line.removesuffix(b"\r"))
+        return end + 1
 
     def _line(self, line: bytes) -> None:
         if self._in_trailer:
@@ -117,22 +131,33 @@ class Chunked:
                 raise BadFraming("a chunk is longer than it said")
             self._after_data = False
         else:
-            self._left = self._size(line)
+            self._left = _size(line)
             self._in_trailer = self._left == 0
 
-    @staticmethod
-    def _size(line: bytes) -> int:
-        digits = line.partition(b";")[0].strip()
-        if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
-            raise BadFraming("a chunk's size is not a number")
-        return int(digits, 16)
+
+def _size(line: bytes) -> int:
+    """The size in a chunk's first line."""
+    digits = line.partition(b";")[0].strip()
+    if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
+        raise BadFraming("a chunk's size is not a number")
+    return int(digits, 16)
 
 
-def _one_chunk(data: bytes) -> bytes:
-    """The chunk's data if `data` is one chunk and nothing else, else nothing."""
-    end = data.find(b"\r\n", 0, 10)
-    digits = data[: max(end, 0)]
-    if not digits.isalnum() or digits.strip(b"0123456789abcdefABCDEF"):
-        return b""
-    body = data[end + 2 : -2]
-    return body if len(body) == int(digits, 16) and data.endswith(b"\r\n") else b""
+_usual_size = functools.lru_cache(maxsize=1024)(_size)  # most chunks are as long as another was
+
+
+def _whole_chunks(data: bytes, position: int, body: list[bytes]) -> int:
+    """Adds what is in the chunks from `position` on to `body`, as far as they are whole.
+
+    Returns where the first begins that is not whole, not usual, or not a chunk.
+    """
+    while position < len(data):
+        start = data.find(b"\n", position) + 1
+        if not 0 < start - position <= _USUAL_LINE:
+            break
+        end = start + _usual_size(data[position:start])
+        if end == start or data[end : end + 2] != b"\r\n":
+            break
+        body.append(data[start:end])
+        position = end + 2
+    return position

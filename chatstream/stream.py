@@ -43,6 +43,12 @@ _TOLD = {
 """The causes that a client is told of. It knows of the others: they are its own."""
 
 
+_SLICE = 4096
+"""Bytes that are looked at event by event, where not all events are plain ones."""
+
+_COMMENT, _EVENT = sse.Kind.COMMENT, sse.Kind.EVENT
+
+
 class Client(Protocol):
     """The client's socket, as the loop watches it."""
 
@@ -270,14 +276,41 @@ class Stream:
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that `data` completes, for the client. May end the stream."""
+        out, events = self._splitter.plain(data) or self._examined(data)
+        if self._verdict is not None and self.cause is not None:
+            return b""
+        self._events += events
+        self._bytes += len(out)
+        return out
+
+    def _examined(self, data: bytes) -> tuple[bytes, int]:
+        """The whole events that `data` completes, up to a terminal one, and how many they are.
+
+        In slices, so that only the events around one that needs a closer look get it too.
+        """
+        out: list[bytes] = []
+        events = 0
+        for start in range(0, len(data), _SLICE):
+            piece = data[start : start + _SLICE]
+            plain = self._splitter.plain(piece) if piece is not data else None
+            some, count = plain or self._classified(piece)
+            out.append(some)
+            events += count
+            if self._verdict is not None:
+                break
+        return b"".join(out), events
+
+    def _classified(self, data: bytes) -> tuple[bytes, int]:
+        """Like `_examined`, block by block."""
         blocks = self._splitter.feed(data)
         events = 0
         for number, block in enumerate(blocks, 1):
             kind = sse.classify(block)
-            events += kind is not sse.Kind.COMMENT
-            if kind in (sse.Kind.FINISH, sse.Kind.DONE, sse.Kind.ERROR) and self._terminal(kind):
-                blocks = blocks[:number]
-                break
+            if kind is not _COMMENT:
+                events += 1
+                if kind is not _EVENT and self._terminal(kind):
+                    blocks = blocks[:number]
+                    break
         if self._splitter.overflow:
             self.fail(
                 UpstreamError(
@@ -285,12 +318,7 @@ class Stream:
                     code="event_too_large",
                 )
             )
-        if self.cause is not None:
-            return b""
-        out = blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        self._events += events
-        self._bytes += len(out)
-        return out
+        return b"".join(blocks), events
 
     def _terminal(self, kind: sse.Kind) -> bool:
         """What a block that is more than an event means; whether it is the last one."""

@@ -139,6 +139,39 @@ def test_any_bytes_as_chunks(raw: bytes, cuts: list[int]) -> None:
         assert whole[:2] == cut[:2]
 
 
+@fuzzed
+@given(
+    parts=st.lists(chunks, min_size=1, max_size=6),
+    last=st.just(b"") | lasts,
+    cuts=st.lists(st.integers(0, 250), max_size=3),
+    wrong=st.tuples(
+        st.integers(0, 120), st.integers(0, 2), st.sampled_from([b"", b"0", b"x", b"\n"])
+    ),
+)
+def test_whole_chunks_are_read_as_bytes_one_by_one(
+    parts: list[tuple[bytes, bytes]], last: bytes, cuts: list[int], wrong: tuple[int, int, bytes]
+) -> None:
+    """Chunks with a mistake anywhere are the same body, or the same fault, in reads of any size."""
+    raw = b"".join(chunk for chunk, _ in parts) + last
+    position, length, put = wrong
+    raw = raw[:position] + put + raw[position + length :]
+    by_one, by_many = fed(raw, list(range(len(raw)))), fed(raw, cuts)
+    assert (by_one and by_one[:2]) == (by_many and by_many[:2])
+
+
+def test_sizes_in_hex_of_both_cases_and_with_extensions_come_whole() -> None:
+    """Chunks that come whole, in one read or many, keep the rules for their sizes."""
+    event = b"x" * 171
+    for size in (b"ab", b"AB", b"aB", b"0ab", b"ab;a=b", b" ab "):
+        one = size + b"\r\n" + event + b"\r\n"
+        assert Chunked().feed(one) == event
+        assert Chunked().feed(one * 9) == event * 9
+    for size in (b"0xab", b"+ab", b"a_b", b"-ab"):
+        for chunk in (size + b"\r\n" + event + b"\r\n", b"1\r\na\r\n" + size + b"\r\n" + event):
+            with pytest.raises(BadFraming):
+                Chunked().feed(chunk)
+
+
 BAD_CHUNKS = {
     "no number": b"hello\r\n",
     "empty line": b"\r\n",

@@ -326,6 +326,93 @@ def test_classify(block: bytes, kind: Kind) -> None:
     assert kind is classify(block)
 
 
+def kind_of(block: bytes) -> Kind:
+    """What the rules, written out plainly, call a block."""
+    lines = [line.partition(b":") for line in re.split(rb"\r\n|\n|\r", block)]
+    fields = [(name, value.removeprefix(b" ")) for name, _, value in lines]
+    data = [value for name, value in fields if name == b"data"]
+    if not data:
+        return Kind.COMMENT
+    if b"\n".join(data).strip() == b"[DONE]":
+        return Kind.DONE
+    try:
+        value = json.loads(b"\n".join(data))
+    except ValueError:
+        value = None
+    value = value if isinstance(value, dict) else {}
+    if value.get("error") or dict(fields).get(b"event") == b"error":
+        return Kind.ERROR
+    finished = any(choice.get("finish_reason") for choice in value.get("choices", []))
+    return Kind.FINISH if finished else Kind.EVENT
+
+
+ONE_LINE = [
+    CHUNK % (b'"a"', b"null"),
+    CHUNK % (b'" [DONE] error data: {"', b"null"),
+    b": keep-alive\n\n",
+    b"data: {}\n\n",
+    b'data: {"choices":[{"finish_reason" : ""},{"finish_reason":null}]}\n\n',
+]
+OTHERS = [
+    CHUNK % (b'"error"', b"null"),
+    CHUNK % (b'"a"', b'"stop"'),
+    b'data: {"choices":[{"finish_reason":\t"stop"},{"finish_reason":null}]}\n\n',
+    b'data: {"choices":[{"finish_reason":\ndata: "stop"}]}\n\n',
+    b'data: {"error": {"code": 1}}\n\n',
+    b"event: error\ndata: {}\n\n",
+    b"data: {}\nevent: error\n\n",
+    b": a comment\ndata: {}\n\n",
+    b"data: [DONE]\n\n",
+    b"data: text\n\n",
+    b"id: 7\n\n",
+    b"\n",
+    b"\n\n",
+    b"data: {}\r\n\r\n",
+    b"data: {}\r\r",
+    b"data: {\rdata: }\n\n",
+    b"\r",
+]
+blocks_mostly_plain = st.lists(
+    st.sampled_from(ONE_LINE) | st.sampled_from(ONE_LINE) | st.sampled_from(OTHERS), max_size=8
+).map(b"".join)
+
+
+@settings(max_examples=500, deadline=None, database=None, derandomize=True)
+@given(data=blocks_mostly_plain, cuts=st.lists(st.integers(0, 600), max_size=4))
+def test_plain_blocks_are_those_that_feed_returns(data: bytes, cuts: list[int]) -> None:
+    """What `plain` takes is what `feed` would return, with none but events and comments in it."""
+    quick, slow = Splitter(), Splitter()
+    for piece in pieces_of(data, cuts):
+        taken, blocks = quick.plain(piece), slow.feed(piece)
+        kinds = [kind_of(block) for block in blocks]
+        if taken is None:
+            assert blocks == quick.feed(piece)
+        else:
+            assert (b"".join(blocks), kinds.count(Kind.EVENT)) == taken
+            assert {Kind.EVENT, Kind.COMMENT} >= set(kinds)
+        assert quick._buffer == slow._buffer
+        assert kinds == [classify(block) for block in blocks]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 9, 70])
+def test_plain_takes_what_providers_send(cut: int) -> None:
+    """Events of one line and comments go on as one piece, alone or many, however they are cut."""
+    splitter, head, event = Splitter(), b"".join(ONE_LINE), ONE_LINE[0]
+    assert splitter.plain(head + event[:cut]) == (head, 4)
+    assert splitter.plain(event[cut:] + event) == (event * 2, 2)
+    assert splitter.plain(ONE_LINE[2]) == (ONE_LINE[2], 0)
+
+
+def test_plain_leaves_an_event_too_long_to_feed() -> None:
+    """Where an event may be longer than the bound, each is looked at."""
+    splitter = Splitter(30)
+    assert splitter.plain(b"data: {}\n\n" * 3) == (b"data: {}\n\n" * 3, 3)
+    assert splitter.plain(b"data: {}\n\n" * 3 + b"x") is None
+    assert splitter.plain(b"data: {%b}\n\n" % (b" " * 21)) is None
+    assert splitter.plain(b"data: {}\n\n" + b"x" * 20) == (b"data: {}\n\n", 1)
+    assert splitter.plain(b"x\n\n" + b"data: {}\n\n") is None
+
+
 @pytest.mark.parametrize(
     "message", ["Too slow.", 'Two\nlines, "quoted" \\', "žluť 漢字 🙂", "\r\r data: [DONE]"]
 )

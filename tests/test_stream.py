@@ -10,10 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chatstream import sse
 from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
@@ -487,6 +490,46 @@ def test_an_event_too_long_fails(stream: Stream) -> None:
     """The events before one that is too long come out; the stream has failed."""
     assert stream.feed(EVENT + b"data: " + b"x" * sse.MAX_EVENT) == EVENT
     assert stream.outcome().code == "event_too_large"
+
+
+MIXTURE = st.lists(
+    st.sampled_from(
+        [
+            *[EVENT, EVENT, EVENT, b": c\n\n", EVENT[:-2] + b"\r\n\r\n", b"data: {}\r\r", b"\n"],
+            *[FINISH, b"data: text\n\n", EVENT.replace(b'"a"', b'"error"'), EVENT * 60],
+        ]
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(
+    before=MIXTURE,
+    last=st.sampled_from([b"", DONE, FAULT, b"event: error\ndata: x\n\n"]),
+    after=MIXTURE,
+    cuts=st.lists(st.integers(0, 60_000), max_size=4),
+)
+def test_feed_is_what_a_look_at_each_block_gives(
+    before: list[bytes], last: bytes, after: list[bytes], cuts: list[int]
+) -> None:
+    """However events come and whatever lies between them: the same bytes, count and end."""
+    data = b"".join([*before, last, *after])
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    relayed: list[tuple[bytes, Outcome]] = []
+    for each in (False, True):
+        stream, out = Stream("s", "t"), b""
+        with pytest.MonkeyPatch.context() as patch:
+            if each:
+                patch.setattr(sse, "plain_events", lambda blocks: None)
+            for start, end in itertools.pairwise(edges):
+                if not stream.ended:  # a mover asks no further
+                    out += stream.feed(data[start:end])
+            stream.eof()
+        relayed.append((out, replace(stream.outcome(), duration=0)))
+    assert relayed[0] == relayed[1]
+    if last:
+        assert relayed[0][0] == b"".join([*before, last])
 
 
 @pytest.mark.parametrize(
