@@ -42,8 +42,8 @@ BARS = {
     "latency": ("added latency of an event, 200 x 20/s", "ms added to each event, p99"),
 }
 STOPS = {
-    "close": "ms from the client's leaving to the provider's end, 200 others: p50 and p99",
-    "cancel": "ms from a cancel to the provider's end, 200 others: p50 and p99",
+    "close": "ms from the close to the provider's end, 200 others: p50 to p99, logarithmic",
+    "cancel": "ms from a cancel to the provider's end, 200 others: p50 to p99, logarithmic",
 }
 _P99 = ("latency",)
 

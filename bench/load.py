@@ -38,6 +38,8 @@ class _Streams:
         self._pace: float = order.get("pace", _PACE)
         self._left = order["streams"]
         self._next = time.monotonic()
+        self._within = order["within"]
+        self._until = self._next + self._within
         self._epoll = select.epoll()
         self._epoll.register(0, select.EPOLLIN)
         self._sockets: dict[int, socket.socket] = {}
@@ -64,6 +66,11 @@ class _Streams:
         now = time.monotonic()
         if self._beginning and now > next(iter(self._beginning.values()))[0] + self._patience:
             self._give_up()
+        if self._left and now > self._until:
+            self._ended.append(f"{self._left} not begun within {self._within:g} s")
+            self._left = 0
+            if not self._beginning:
+                self._report()
         if not self._left or len(self._beginning) >= _BEGINNING:
             return 0.5 if self._beginning else -1
         if (wait := self._next - now) > 0:

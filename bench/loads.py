@@ -122,7 +122,7 @@ def load(
         Refused: Not all of them began.
     """
     what = {"address": place.relay, "path": place.path, "streams": streams, "simulate": simulate}
-    words = json.dumps({"patience": 10.0, **what, **order})
+    words = json.dumps({"patience": 10.0, "within": 60.0, **what, **order})
     with python(["bench.load", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         held = Load(place, process)
         if held.began < streams and not ramp:

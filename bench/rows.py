@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+_FAILED = "failed"
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -45,6 +47,11 @@ class Row:
     whole: bool = True
 
     @property
+    def failed(self) -> bool:
+        """Whether it says that something could not be measured."""
+        return self.figure == _FAILED
+
+    @property
     def compared(self) -> float | None:
         """What a ratio is made of."""
         value = self.times[0] if self.value is None and self.times else self.value
@@ -58,7 +65,7 @@ FAILURES = (RuntimeError, OSError, EOFError, ValueError)
 def failed(system: str, what: str, error: Exception) -> Row:
     """A row that says what could not be measured, and why."""
     why = " ".join(str(error).split())[:160] or type(error).__name__
-    return Row(system, what, "failed", note=why, whole=False)
+    return Row(system, what, _FAILED, note=why, whole=False)
 
 
 def summary(values: list[float]) -> tuple[float, ...]:

@@ -115,22 +115,17 @@ class Stopping:
         while len(stopped) < count and not _hopeless(stopped):
             victims = [self._open(phase) for _ in range(min(_BATCH, count - len(stopped)))]
             blocked = [self._until_ready(*victim, phase) for victim in victims]
-            with contextlib.closing(self._cancelling(way)) as cancels:
-                for (session, client), was_blocked in zip(victims, blocked, strict=True):
-                    if not _hopeless(stopped):
-                        time.sleep(random.uniform(0.004, 0.014))  # in no step with the others
-                        if not phase.blocked:
-                            client.discard()
-                        stop = self._stop(session, client, phase, way, cancels, was_blocked)
-                        stopped.append(stop)
-                    client.close()
+            for (session, client), was_blocked in zip(victims, blocked, strict=True):
+                if not _hopeless(stopped):
+                    stop = self._stop(session, client, phase, way)
+                    stopped.append(replace(stop, blocked=was_blocked))
+                client.close()
         return stopped
 
-    def _cancelling(self, way: str) -> Connection:
-        """A connection that has carried a request, so that the server knows it as kept alive."""
+    def _kept_alive(self) -> Connection:
+        """A connection that has just carried a request: gunicorn's own keep one for 2 s only."""
         cancels = Connection(self._place.relay)
-        if way == "cancel":
-            cancels.ask(cancel("nobody"))
+        cancels.ask(cancel("nobody"))
         return cancels
 
     def _open(self, phase: _Phase) -> tuple[str, Connection]:
@@ -165,25 +160,21 @@ class Stopping:
             raise Refused(f"the provider was not asked: {figure}")
         return figure
 
-    def _stop(
-        self,
-        session: str,
-        client: Connection,
-        phase: _Phase,
-        way: str,
-        cancels: Connection,
-        blocked: bool,
-    ) -> Stop:
+    def _stop(self, session: str, client: Connection, phase: _Phase, way: str) -> Stop:
+        cancels = self._kept_alive() if way == "cancel" else None
+        time.sleep(random.uniform(0.004, 0.014))  # in no step with the others' events
+        if not phase.blocked:
+            client.discard()
         status, ask = 200, cancel(session)
         asked = time.monotonic_ns()
         if way == "close":
             client.close()
-        elif way == "cancel":
-            status, _ = cancels.ask(ask)
         else:
-            with contextlib.closing(Connection(self._place.relay)) as fresh:
-                status, _ = fresh.ask(ask)
+            cancels = cancels or Connection(self._place.relay)
+            status, _ = cancels.ask(ask)
         answered = time.monotonic_ns()
+        if cancels is not None:
+            cancels.close()
         figure = self._figure(f"{session}?wait=closed&timeout={BOUND:g}")
         closed: int | None = figure["closed_ns"]
         end = closed or time.monotonic_ns()
@@ -193,7 +184,7 @@ class Stopping:
         late = max(0, made[1] - made[0])
         if closed is None or closed < asked or status != 200:
             closed = None  # still open, or something else ended it
-        return Stop(asked, answered, closed, late, blocked)
+        return Stop(asked, answered, closed, late)
 
 
 def _hopeless(stopped: list[Stop]) -> bool:

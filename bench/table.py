@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bench.compare import AGAINST, ratio
 from bench.rows import Row
+from bench.systems import OURS
 
 COLUMNS = (
     "measured",
@@ -38,11 +39,13 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """How many targets are met, and which are not."""
+    """How many targets are met, which are not, and what of ours could not be measured."""
     judged = [row for row in rows if row.met is not None]
     missed = [f"{row.system}, {row.what} ({row.target})" for row in judged if not row.met]
     head = f"{len(judged) - len(missed)} of {len(judged)} targets are met."
-    return "\n".join([head, *(f"- not met: {one}" for one in missed)])
+    failed = [f"{row.system}, {row.what}" for row in rows if row.failed and row.system in OURS]
+    lines = [*(f"- not met: {one}" for one in missed), *(f"- failed: {one}" for one in failed)]
+    return "\n".join([head, *lines])
 
 
 def _cells(row: Row, rows: Sequence[Row]) -> list[str]:

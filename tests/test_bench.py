@@ -13,7 +13,7 @@ from bench.__main__ import some
 from bench.compare import TARGETS, Clause, added, judged, ratio
 from bench.measure import MEASUREMENTS, run
 from bench.record import without_paths
-from bench.rows import Row, Sizes, spread, summary
+from bench.rows import Row, Sizes, failed, spread, summary
 from bench.stops import Stop, stop_row
 from bench.systems import DETACHED, DIRECT, ITERABLE, NGINX, NODE, OURS, SYSTEMS, Launch, System
 from bench.table import COLUMNS, table, verdict
@@ -176,6 +176,12 @@ def test_the_verdict_names_what_is_missed() -> None:
     assert text.startswith("1 of 2 targets are met.")
     assert ITERABLE in text
     assert DETACHED not in text
+
+
+def test_the_verdict_names_what_of_ours_failed() -> None:
+    """It has no figure to judge, and is no target met. A peer's failure is the peer's."""
+    rows = [failed(name, "held", EOFError()) for name in (DETACHED, NODE)]
+    assert verdict(judged(rows)).splitlines()[1:] == [f"- failed: {DETACHED}, held"]
 
 
 # ---- stops
