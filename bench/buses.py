@@ -140,13 +140,13 @@ def claims(system: System, sizes: Sizes) -> Iterator[Row]:
         for name, url in (("unix", f"unix://{folder}"), ("redis", redis_url)):
             if url is None:
                 yield Row(
-                    "", f"a stream on the bus, {name}", "not measured", note="no redis-server"
+                    "bus", f"a stream on the bus, {name}", "not measured", note="no redis-server"
                 )
                 continue
             each = {count: _claim_cost(url, count, sizes.firsts * 5) for count in (2, 32)}
             for count, times in each.items():
                 yield Row(
-                    "",
+                    "bus",
                     f"a stream on the bus, {name}, {count} workers",
                     f"{summary(times)[0] * 1000:.0f} µs",
                     summary(times),
