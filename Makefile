@@ -1,4 +1,5 @@
 # make demo | test | lint | bench | soak | run: each sets up what it needs, in .venv.
+# make bench BENCH='--quick --only cpu' takes the options of python -m bench.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -22,15 +23,15 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.dev  ## figures, and bench/RESULTS.md
-	$(BIN)/python -m bench
+bench: .venv/.bench  ## ours and the peers that can be had here; bench/RESULTS.md, docs/charts
+	$(BIN)/python -m bench $(BENCH)
 
 SECONDS ?= 60
 soak: .venv/.dev  ## chaos for SECONDS, from SEED on, and a table
 	@$(BIN)/python -m tests.integration.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-litellm bench/peers/vercel/node_modules
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -38,6 +39,13 @@ clean:
 
 .venv/.run: .venv/bin/python pyproject.toml requirements.txt
 	$(BIN)/pip install --quiet --requirement requirements.txt --editable .
+	@touch $@
+
+# A peer that cannot be had is left out of the comparison, with a line. LiteLLM pins what we use too.
+.venv/.bench: .venv/.dev pyproject.toml bench/peers/vercel/package.json
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	-$(PYTHON) -m venv .venv-litellm && .venv-litellm/bin/pip install --quiet 'litellm[proxy]'
+	-cd bench/peers/vercel && npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@
 
 .venv/.dev: .venv/.run pyproject.toml

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 
-from bench.client import Address, Connection, Figures, chat, request
+from bench.client import Address, Connection, Figures, chat
 from bench.joined import join
+from bench.processes import python, redis_server
 from bench.rows import Row, Sizes, summary
-from bench.servers import joined, redis_server, stand
+from bench.systems import DETACHED, OURS, STREAM, System, cancel, up
 from chatstream.bus.base import Claim, Name
 
-STREAM = "/api/chat/stream"
 SILENT: dict[str, object] = {"tokens": 1_000_000, "rate": 20, "silent_after": 2}
 _BATCH = 20  # streams that are made ready together
 
@@ -52,7 +53,7 @@ class _Cancels:
     def cancel(self, name: str) -> tuple[int, float]:
         asked = time.perf_counter()
         with contextlib.closing(Connection(self._cancels)) as connection:
-            status, _ = connection.ask(request("POST", f"/api/chat/cancel/{name}"))
+            status, _ = connection.ask(cancel(name))
             return status, (time.perf_counter() - asked) * 1000
 
     def _open(self) -> tuple[str, Connection]:
@@ -63,9 +64,12 @@ class _Cancels:
         return name, client
 
 
-def workers(worker: str, sizes: Sizes) -> Iterator[Row]:
+def workers(system: System, sizes: Sizes) -> Iterator[Row]:
     """A cancel that reaches any of four workers, beside one worker's own."""
-    with stand(worker, 64) as one, stand(worker, 64, WEB_CONCURRENCY="4") as four:
+    if system.name not in OURS:
+        return
+    worker = system.name
+    with up(system, 64) as one, up(system, 64, 4) as four:
         own = _Cancels(one.simulator, one.relay, one.relay)
         any_worker = _Cancels(four.simulator, four.relay, four.relay)
         for cancels in (own, any_worker):
@@ -85,15 +89,18 @@ def workers(worker: str, sizes: Sizes) -> Iterator[Row]:
         )
 
 
-def hosts(worker: str, sizes: Sizes) -> Iterator[Row]:
+def hosts(system: System, sizes: Sizes) -> Iterator[Row]:
     """A cancel at another gunicorn, joined by Redis."""
+    if system.name not in OURS:
+        return
+    worker = system.name
     with redis_server() as url:
         if url is None:
             yield Row(worker, "cancel, another host", "not measured", note="no redis-server here")
             return
         with (
-            stand(worker, 64, CHATSTREAM_BUS=url) as here,
-            stand(worker, 64, CHATSTREAM_BUS=url) as there,
+            up(system, 64, settings={"CHATSTREAM_BUS": url}) as here,
+            up(system, 64, settings={"CHATSTREAM_BUS": url}) as there,
         ):
             own = _Cancels(here.simulator, here.relay, here.relay)
             other = _Cancels(here.simulator, here.relay, there.relay)
@@ -125,21 +132,21 @@ def _row(worker: str, what: str, cancels: _Cancels, sizes: Sizes, base: float, m
     )
 
 
-def claims(worker: str, sizes: Sizes) -> Iterator[Row]:
+def claims(system: System, sizes: Sizes) -> Iterator[Row]:
     """What a stream's claim and release cost with 2 and with 32 workers on the bus."""
-    if worker != "gthread":
-        return  # no server is in it
+    if system.name != DETACHED:
+        return  # no server is in it: once
     with tempfile.TemporaryDirectory() as folder, redis_server() as redis_url:
         for name, url in (("unix", f"unix://{folder}"), ("redis", redis_url)):
             if url is None:
                 yield Row(
-                    "", f"a stream on the bus, {name}", "not measured", note="no redis-server"
+                    "bus", f"a stream on the bus, {name}", "not measured", note="no redis-server"
                 )
                 continue
             each = {count: _claim_cost(url, count, sizes.firsts * 5) for count in (2, 32)}
             for count, times in each.items():
                 yield Row(
-                    "",
+                    "bus",
                     f"a stream on the bus, {name}, {count} workers",
                     f"{summary(times)[0] * 1000:.0f} µs",
                     summary(times),
@@ -162,3 +169,16 @@ def _claim_cost(url: str, count: int, streams: int) -> list[float]:
         bus.close()
         loop.stop()
     return times
+
+
+@contextlib.contextmanager
+def joined(bus: str, workers: int) -> Iterator[None]:
+    """Has `workers` processes join a bus, each with some streams."""
+    if not workers:
+        yield
+        return
+    command = ["bench.joined", bus, str(workers)]
+    with python(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        if not process.stdout.readline():
+            raise RuntimeError("the other workers did not join")
+        yield

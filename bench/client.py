@@ -8,6 +8,8 @@ import socket
 from typing import Any
 
 Address = tuple[str, int]
+TOKEN = b"@0"
+"""What a token of a provider that stamps has, however its event looks."""
 
 
 def request(method: str, path: str, body: object = None) -> bytes:
@@ -20,9 +22,8 @@ def request(method: str, path: str, body: object = None) -> bytes:
 def chat(path: str, simulate: dict[str, object], **ids: str) -> bytes:
     """The request for an answer that behaves as `simulate` says."""
     messages = [{"role": "user", "content": "Why is a good brake boring?"}]
-    return request(
-        "POST", path, {"stream": True, "messages": messages, "simulate": simulate, **ids}
-    )
+    body = {"model": "simulated", "stream": True, "messages": messages, "simulate": simulate}
+    return request("POST", path, {**body, **ids})
 
 
 class Connection:

@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from bench.client import Address, Connection, chat, request
+from bench.client import Address, Connection, chat
 from bench.rows import Row, Sizes, summary
-from bench.servers import stand
+from bench.systems import DETACHED, GEVENT, STREAM, System, cancel, up
 
 THREADS = 16
 CANCEL = 50.0
@@ -32,11 +32,18 @@ _BEGINNINGS = {
 }
 
 
-def receiving(worker: str, sizes: Sizes) -> Iterator[Row]:
+_OWN = {DETACHED: "gthread", GEVENT: "gevent"}
+
+
+def receiving(system: System, sizes: Sizes) -> Iterator[Row]:
     """A stream and its cancel over fresh connections, while others linger."""
+    if system.name not in _OWN:
+        return
+    worker, settings = system.name, {"CHATSTREAM_THREADS": str(THREADS)}
     for whose in ("ours", "gunicorn's own"):
-        own = worker if whose == "gunicorn's own" else None
-        with stand(worker, THREADS, own_worker=own) as place:
+        if whose == "gunicorn's own":
+            settings["GUNICORN_CMD_ARGS"] = f"--worker-class {_OWN[worker]}"
+        with up(system, THREADS, settings=settings) as place:
             yield _row(worker, f"{whose}: nobody lingers", place.relay, lambda relay: [])
             for name, beginning in _BEGINNINGS.items():
                 clients = _lingering(beginning, THREADS)
@@ -71,12 +78,12 @@ def _stream_and_cancel(relay: Address, name: str) -> tuple[float, float]:
     """ms to a stream's first event, and to the answer of its cancel."""
     began = time.perf_counter()
     with contextlib.closing(Connection(relay, timeout=PATIENCE)) as stream:
-        stream.send(chat("/api/chat/stream", {"silent_after": 2, "rate": 100}, sessionId=name))
+        stream.send(chat(STREAM, {"silent_after": 2, "rate": 100}, sessionId=name))
         stream.read_until(b"data: ")
         first = time.perf_counter()
-        with contextlib.closing(Connection(relay, timeout=PATIENCE)) as cancel:
+        with contextlib.closing(Connection(relay, timeout=PATIENCE)) as other:
             asked = time.perf_counter()
-            cancel.ask(request("POST", f"/api/chat/cancel/{name}"))
+            other.ask(cancel(name))
             return (first - began) * 1000, (time.perf_counter() - asked) * 1000
 
 

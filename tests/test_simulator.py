@@ -193,6 +193,30 @@ def test_the_text_is_prose_that_goes_round(client: Client) -> None:
     assert "naïve" in words
 
 
+@pytest.mark.parametrize("tokens", [1, 64, 65, 66, 700])
+def test_what_is_made_at_once_is_the_same(
+    client: Client, desk: Client, name: str, tokens: int
+) -> None:
+    """As fast as the client takes it: not a word more, less or in another place."""
+    answer = client.chat(id=name, tokens=tokens, rate=0, reasoning=1)
+    slow = client.chat(tokens=tokens, rate=100_000, reasoning=1)
+    contents = [event["choices"] for event in answer.events()[:-1]]
+    assert contents == [event["choices"] for event in slow.events()[:-1]]
+    assert len(contents) == tokens + 1
+    assert desk.figure(name)["delivered"] == tokens
+
+
+def test_a_token_tells_when_it_was_sent(client: Client) -> None:
+    """With `stamp`: the instants lie between question and answer, and apart as the rate says."""
+    before = time.monotonic_ns()
+    text = client.chat(tokens=4, rate=100, stamp=True).text()
+    after = time.monotonic_ns()
+    assert len(text) == 4 * 21
+    instants = [int(stamp) for stamp in text.split("@")[1:]]
+    assert [before, *instants, after] == sorted([before, *instants, after])
+    assert instants[-1] - before >= 3 / 100 * 1e9
+
+
 def test_every_event_is_a_chunk_of_its_own(provider: Simulator) -> None:
     """HTTP's chunks and SSE's events coincide, and the body ends with the terminal chunk."""
     with raw_socket(provider, post({"stream": True, "simulate": {"tokens": 5, "rate": 0}})) as sock:

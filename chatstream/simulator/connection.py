@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from chatstream.simulator.exchange import Exchange, Mark
 from chatstream.simulator.plan import SECOND
-from chatstream.simulator.script import NEVER, Step
+from chatstream.simulator.script import NEVER, STAMP, Step
 from chatstream.simulator.wire import BadRequest, Request, dump, make_head, take_head
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Connection:
         self._marks: deque[tuple[int, int, Mark | None]] = deque()
         self._steps: Iterator[Step] = iter(())
         self._step: Step | None = None
-        self._single = False
+        self._single = self._stamps = False
         self._armed_ns = NEVER
         self._wake = self.wake  # bound once: it is pushed for every token
 
@@ -121,10 +121,18 @@ class Connection:
         self._sock.close()
 
     def play(
-        self, steps: Iterator[Step], exchange: Exchange | None = None, *, single: bool = False
+        self,
+        steps: Iterator[Step],
+        exchange: Exchange | None = None,
+        *,
+        single: bool = False,
+        stamps: bool = False,
     ) -> None:
-        """Starts an answer; its steps are sent as they fall due, never two at once if `single`."""
-        self.exchange, self._single = exchange, single
+        """Starts an answer; its steps are sent as they fall due.
+
+        Never two at once if `single`; with `stamps`, each token tells when.
+        """
+        self.exchange, self._single, self._stamps = exchange, single, stamps
         self._steps, self._step = steps, next(steps, None)
         if self.gone_ns is None:
             self._pump()
@@ -263,7 +271,7 @@ class Connection:
     def _gather(self, now_ns: int) -> None:
         step = self._step
         while step is not None and step.at_ns <= now_ns and len(self._out) < _WRITE_LIMIT:
-            self._out += step.data
+            self._out += _stamped(step.data) if self._stamps and step.tokens else step.data
             self._queued += len(step.data)
             self._marks.append((self._queued, step.tokens, step.mark))
             # Looking up an enum's member costs more than the rest: not for every token.
@@ -337,3 +345,7 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic_ns() + _LINGER_NS
         self._simulator.call_at(deadline, self, lambda: self.close(time.monotonic_ns()))
+
+
+def _stamped(data: bytes) -> bytes:
+    return data.replace(STAMP, b"@%020d" % time.monotonic_ns())

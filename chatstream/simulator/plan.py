@@ -57,6 +57,7 @@ class Plan:
     raw: str | None = None  # the body, instead of events; U+DC80..U+DCFF stand for the bytes 80..FF
     split: int | None = None  # bytes of `raw` per write; each such piece takes the place of a token
     pad: int = 0  # extra bytes of content per token
+    stamp: bool = False  # a token's content is "@" and the ns, 20 digits, at which it was sent
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Plan:

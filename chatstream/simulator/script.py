@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,10 @@ same second are a Tuesday. Each of them deserves the same quick answer, and the 
 who merely wants to go on reading, should not notice that anything happened. That is all there is
 to it, and it is harder than it looks.
 """
+STAMP = b"@" + b"0" * 20
+"""Takes the place of the instant in a token with `stamp`: nobody knows it before it is sent."""
+
+_BATCH = 64  # tokens of one step, where all are made at once
 _CLOSE_EVENT = b'"},"finish_reason":null}]}\n\n'
 _WORDS = [json.dumps(f"{word} ", ensure_ascii=False)[1:-1].encode() for word in _PROSE.split()]
 
@@ -102,9 +107,26 @@ class Script:
         kind = "text/event-stream" if self._exchange.stream else "application/json"
         yield Step(self._headers_at, self._head(kind), mark=Mark.HEADERS)
         yield from self._queue(b": keep-alive\n\n" if self._exchange.stream else b"\n")
-        for token in range(self._exchange.tokens):
+        alone = self._alone()
+        for token in range(alone):
             yield Step(self._at(token), self._frame(self._piece(token)), 1)
+        yield from self._batches(alone)
         yield from self._streamed_end(self._at(self._exchange.tokens))
+
+    def _alone(self) -> int:
+        """How many of the first tokens need a step of their own, or look like no other."""
+        plan, tokens = self._plan, self._exchange.tokens
+        batched = not plan.rate and plan.silent_after is None and not plan.pad and not plan.stamp
+        return min(tokens, max(1, plan.reasoning)) if batched and self._pieces is None else tokens
+
+    def _batches(self, first: int) -> Iterator[Step]:
+        """The tokens from `first` on, many in a step: else we would be what a client waits for."""
+        tokens = self._exchange.tokens
+        made = range(first, min(first + len(_WORDS), tokens))
+        events = itertools.cycle([self._frame(self._piece(token)) for token in made])
+        for token in range(first, tokens, _BATCH):
+            count = min(_BATCH, tokens - token)
+            yield Step(self._at(token), b"".join(itertools.islice(events, count)), count)
 
     def _streamed_end(self, at: int) -> Iterator[Step]:
         ending = self._exchange.ending
@@ -180,7 +202,7 @@ class Script:
         return b"0\r\n\r\n" if self._chunked else b""
 
     def _word(self, token: int) -> bytes:
-        word = _WORDS[token % len(_WORDS)]
+        word = STAMP if self._plan.stamp else _WORDS[token % len(_WORDS)]
         return word + b"x" * self._plan.pad if self._plan.pad else word
 
     def _piece(self, token: int) -> bytes:

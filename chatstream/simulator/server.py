@@ -293,7 +293,8 @@ class Simulator:
         script = Script(plan, request, exchange, usage)
         self.ledger.add(exchange)
         connection.keep_alive = script.keep_alive
-        connection.play(script.steps(), exchange, single=plan.raw is not None)
+        single = plan.raw is not None
+        connection.play(script.steps(), exchange, single=single, stamps=plan.stamp)
 
     def _exchange(
         self,

@@ -1,0 +1,61 @@
+"""A crowd of streams in one worker: what they, their stops and everybody else notice."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from bench.client import Address, Connection, request
+from bench.compare import LATENCY
+from bench.loads import TALKING, load
+from bench.rows import Row, Sizes, spread, summary
+from bench.stops import Stopping, stop_row
+from bench.systems import DETACHED, DETACHES, DIRECT, NGINX, OURS, System, cancel, up
+
+_WAIT = 0.01  # seconds between two questions
+PAGE = "/api/chat/openapi.json"
+
+
+def crowd(system: System, sizes: Sizes) -> Iterator[Row]:
+    """Streams of one event a second each, as many as are to be held: 5,000."""
+    if system.name not in (DIRECT, NGINX, DETACHED):
+        return
+    if system.name == DETACHED and not DETACHES:
+        yield Row(system.name, "crowd", "skipped", note="this code cannot detach")
+        return
+    simulate = {**TALKING, "rate": 1, "stamp": True}
+    with (
+        up(system, sizes.most + 64) as place,
+        load(place, sizes.most, simulate) as held,
+    ):
+        held.stretch(1)
+        seen = held.stretch(sizes.seconds)
+        what = f"crowd: {LATENCY}"
+        yield Row(system.name, what, "", spread(seen.delays), note=seen.shares())
+        stopping = Stopping(place)
+        for way in system.ways if system.name != DIRECT else ():
+            stopped = stopping.run("chatty body", way, sizes.stops)
+            yield stop_row(system.name, f"crowd: {way}", way, stopped)
+        if system.name in OURS:
+            yield _answers(system, "a cancel's", place.relay, cancel("nobody"), sizes)
+            yield _answers(system, "a page's", place.relay, request("GET", PAGE), sizes)
+        held.check()
+
+
+def _answers(system: System, what: str, relay: Address, ask: bytes, sizes: Sizes) -> Row:
+    """Whether and when the worker answers something else meanwhile, over fresh connections."""
+    times = [_timed(lambda: _asked(relay, ask)) for _ in range(sizes.stops)]
+    return Row(system.name, f"crowd: {what} answer", f"{len(times)} answers", summary(times))
+
+
+def _asked(relay: Address, ask: bytes) -> None:
+    with contextlib.closing(Connection(relay)) as connection:
+        connection.ask(ask)
+
+
+def _timed(call: Callable[[], None]) -> float:
+    time.sleep(_WAIT)
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1000
