@@ -147,7 +147,8 @@ class Detached:
         self._gone = False  # the client
         self._spoke = monotonic()
         self._give_up_at = self._spoke + headers_timeout
-        first = min(ping_interval, headers_timeout)
+        self._longest_wait = min(ping_interval, idle_timeout)  # until the clocks are looked at
+        first = min(self._longest_wait, headers_timeout)
         self._timer: Timer | None = loop.call_later(first, self._on_time)
 
     def start(self, connect: Callable[[Stream], None]) -> None:
@@ -308,14 +309,14 @@ class Detached:
         """A ping is due, or the provider is late; unless something was heard meanwhile."""
         now = self._loop.now
         self._timer = None
-        due = now + self._ping_interval
+        due = now + self._longest_wait
         if self._state in (HEADERS, BODY):  # else it is the client that takes time
             if now >= self._give_up_at:
                 self._stream.fail(headers_late() if self._body is None else idle())
                 return
             if now >= self._spoke + self._ping_interval:
                 self._say(sse.PING)
-            due = min(self._spoke + self._ping_interval, self._give_up_at)
+            due = min(due, self._spoke + self._ping_interval, self._give_up_at)
         if self._state is not OVER:
             self._timer = self._loop.call_later(max(0.0, due - now), self._on_time)
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,15 @@ def require(program: str) -> None:
 def nobody_elses_garbage() -> None:
     """What other modules left is gone: descriptors are counted in many tests."""
     gc.collect()
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Fails a test that leaves a thread or a descriptor behind."""
+    fds, threads = len(os.listdir("/proc/self/fd")), set(threading.enumerate())
+    yield
+    eventually(lambda: set(threading.enumerate()) <= threads, "threads as before")
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= fds, "descriptors as before")
 
 
 @pytest.fixture(scope="session")

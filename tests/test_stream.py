@@ -1,4 +1,4 @@
-"""stream: what a stream is, and the iterable that a server walks. Real sockets, no provider."""
+"""stream: what a stream is. Real sockets, no provider, and nobody who moves it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,20 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatstream import sse
-from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
-from chatstream.iterable import StreamIterable
+from chatstream.errors import Busy, StreamAborted, UpstreamError
 from chatstream.loop import Loop
 from chatstream.outcome import Cause, Kind, Outcome, Phase
-from chatstream.stream import DRAIN, ProviderEvent, SocketHandle, Stream
+from chatstream.stream import ProviderEvent, SocketHandle, Stream
 from tests.conftest import eventually
-
-EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
-FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-DONE = b"data: [DONE]\n\n"
-FAULT = b'data: {"error":{"message":"overloaded"}}\n\n'
-
-
-MakeWalk = Callable[..., "Walk"]
+from tests.moving import DONE, EVENT, FAULT, FINISH, SocketpairBody
 
 
 def descriptors() -> int:
@@ -204,15 +195,17 @@ def test_an_errors_detail_reaches_the_outcome(stream: Stream) -> None:
 
 @pytest.mark.parametrize("answered", [False, True])
 def test_the_reader_may_be_faster_than_the_stop(
-    walk: MakeWalk, monkeypatch: pytest.MonkeyPatch, answered: bool
+    stream: Stream,
+    pair: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    answered: bool,
 ) -> None:
     """The shutdown wakes the reader, whose outcome may be asked for before `abort` returns.
 
     It is whole even then, in every phase: it has the time that the stop took, which the log prints.
     """
-    w = walk()
     outcomes: list[Outcome] = []
-    reader = threading.Thread(target=lambda: outcomes.append(w.stream.outcome()))
+    reader = threading.Thread(target=lambda: outcomes.append(stream.outcome()))
     shutdown = SocketHandle.shutdown
 
     def shutdown_and_be_overtaken(handle: SocketHandle) -> None:
@@ -221,10 +214,10 @@ def test_the_reader_may_be_faster_than_the_stop(
         reader.join(0.2)  # the outcome is there, or waits for `abort`
 
     monkeypatch.setattr(SocketHandle, "shutdown", shutdown_and_be_overtaken)
-    w.stream.arm(w.sock)
+    stream.arm(pair[0])
     if answered:
-        w.stream.answered(w.body)
-    w.stream.abort(Cause.CLIENT)
+        stream.answered(SocketpairBody(pair[0]))
+    stream.abort(Cause.CLIENT)
     reader.join(5)
     assert outcomes[0].cause is Cause.CLIENT
     assert outcomes[0].stop_ms
@@ -557,505 +550,3 @@ def test_the_end_of_an_aborted_body_is_no_completion(stream: Stream) -> None:
     stream.abort(Cause.CANCEL)
     stream.eof()
     assert stream.outcome().cause is Cause.CANCEL
-
-
-# The iterable
-
-
-class SocketpairBody:
-    """The provider's side of the `Body` protocol, over a socket that the test writes to."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.calls: list[object] = []
-
-    def receive(self, timeout: float) -> bytes:
-        try:
-            self._sock.settimeout(timeout)
-            return self._sock.recv(65536)
-        except BlockingIOError:
-            raise TimeoutError from None
-        except OSError as error:
-            if isinstance(error, TimeoutError):
-                raise
-            raise UpstreamError("It broke.", code="upstream_truncated") from error
-
-    def drain(self, timeout: float) -> None:
-        self.calls.append(("drain", timeout))
-
-    def close(self) -> None:
-        self.calls.append("close")
-        self._sock.close()
-
-
-class Walk:
-    """One stream, its iterable, and the provider's end of a connection that answers it."""
-
-    def __init__(self, *, answers: bool = True, **times: float) -> None:
-        self.stream = Stream("s", "t")
-        self.provider, self.sock = socket.socketpair()
-        self.provider.settimeout(5)
-        self.body = SocketpairBody(self.sock)
-        self.connects = 0
-        self.outcomes: list[Outcome] = []
-        self._answers = answers
-        defaults = {"ping_interval": 30.0, "headers_timeout": 30.0, "idle_timeout": 30.0}
-        self.iterable = StreamIterable(
-            self.stream, self._connect, on_close=self.outcomes.append, **{**defaults, **times}
-        )
-
-    def _connect(self, stream: Stream) -> None:
-        self.connects += 1
-        assert stream is self.stream
-        if self._answers:
-            self.answer()
-
-    def answer(self) -> None:
-        self.stream.arm(self.sock)
-        self.stream.answered(self.body)
-
-    def say(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self.provider.sendall(piece)
-
-    def next(self) -> bytes:
-        return next(self.iterable, b"")
-
-    def rest(self) -> list[bytes]:
-        """What else comes; stops a test that would go on for ever."""
-        return list(itertools.islice(self.iterable, 100))
-
-    def end(self) -> Outcome:
-        self.iterable.close()
-        [outcome] = self.outcomes
-        return outcome
-
-    def close(self) -> None:
-        self.iterable.close()
-        self.stream.disarm()
-        self.sock.close()
-        self.provider.close()
-
-
-@pytest.fixture
-def walk(nothing_left: None) -> Iterator[Callable[..., Walk]]:
-    walks: list[Walk] = []
-
-    def make(**options: Any) -> Walk:
-        walks.append(Walk(**options))
-        return walks[-1]
-
-    yield make
-    for one in walks:
-        one.close()
-
-
-def error_of(event: bytes) -> str:
-    """The code of an error event of ours."""
-    assert sse.classify(event) is sse.Kind.ERROR
-    return event.decode().rpartition('"code": "')[2].partition('"')[0]
-
-
-def test_events_are_handed_over_as_they_arrive(walk: MakeWalk) -> None:
-    """Each `next` returns when a whole event is there, not later and not with half of one."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-    w.say(b"data: b\n\nda")
-    assert w.next() == b"data: b\n\n"
-    w.say(b"ta: c\n\n")
-    assert w.next() == b"data: c\n\n"
-    w.say(DONE)
-    assert w.next() == DONE
-    assert w.rest() == []
-    assert w.end().kind is Kind.COMPLETED
-
-
-def test_nothing_follows_done(walk: MakeWalk) -> None:
-    """Case 17: after the terminal event the body ends at once: no event, no error, no ping."""
-    w = walk(ping_interval=0.02, idle_timeout=0.1)
-    w.say(DONE + EVENT)
-    assert w.next() == DONE
-    w.say(EVENT)
-    threading.Event().wait(0.15)  # the clocks run on: neither may speak
-    assert w.rest() == []
-    assert w.end().kind is Kind.COMPLETED
-
-
-def test_the_provider_is_called_once_at_the_first_next(walk: MakeWalk) -> None:
-    """Making the iterable calls nobody; the first `next` does, and no later one."""
-    w = walk()
-    assert w.connects == 0
-    w.say(EVENT, DONE)
-    w.rest()
-    assert w.connects == 1
-
-
-def test_a_ping_shows_life_in_silence(walk: MakeWalk) -> None:
-    """After each ping interval without a byte a ping goes out, and events come as before."""
-    w = walk(ping_interval=0.05)
-    w.say(EVENT)
-    begin = time.monotonic()
-    assert [w.next(), w.next(), w.next()] == [EVENT, sse.PING, sse.PING]
-    assert time.monotonic() - begin >= 0.1
-    w.say(DONE)
-    assert w.rest() == [DONE]
-    assert w.end().bytes == len(EVENT + DONE)
-
-
-def test_a_ping_goes_out_while_the_headers_are_awaited(walk: MakeWalk) -> None:
-    """A provider that queues the request is waited for with pings, and is called once."""
-    w = walk(answers=False, ping_interval=0.05)
-    assert [w.next(), w.next(), w.next()] == [sse.PING] * 3
-    assert w.connects == 1
-    w.answer()
-    w.say(DONE)
-    assert w.rest() == [DONE]
-
-
-def test_a_ping_goes_between_events_only(walk: MakeWalk) -> None:
-    """Half an event in hand is kept back: the ping goes out before it, not into it."""
-    w = walk(ping_interval=0.05)
-    w.say(EVENT[:20])
-    assert w.next() == sse.PING
-    w.say(EVENT[20:])
-    assert w.next() == EVENT
-
-
-def test_bytes_that_are_not_handed_over_do_not_put_a_ping_off(walk: MakeWalk) -> None:
-    """An event that trickles in is silence for the client: it gets its ping."""
-    w = walk(ping_interval=0.1)
-    stop = threading.Event()
-
-    def trickle() -> None:
-        while not stop.wait(0.01):
-            w.say(b"x")
-
-    trickler = threading.Thread(target=trickle)
-    trickler.start()
-    try:
-        assert w.next() == sse.PING
-    finally:
-        stop.set()
-        trickler.join(5)
-
-
-def test_the_servers_own_time_is_not_silence(walk: MakeWalk) -> None:
-    """The clocks start anew at each `next`: a slow client is no quiet provider."""
-    w = walk(idle_timeout=0.2, ping_interval=0.2)
-    w.say(EVENT)
-    assert w.next() == EVENT
-    threading.Event().wait(0.3)  # the server sends to a slow client
-    later = threading.Timer(0.05, w.say, [DONE])
-    later.start()
-    assert w.next() == DONE
-    later.join(5)
-
-
-@pytest.mark.parametrize("ping_interval", [30.0, 0.03])
-def test_a_quiet_provider_fails_the_stream(walk: MakeWalk, ping_interval: float) -> None:
-    """Case 7: no byte for the idle timeout is `upstream_idle`; our own pings do not count."""
-    w = walk(idle_timeout=0.2, ping_interval=ping_interval)
-    w.say(EVENT)
-    *before, last = w.rest()
-    assert set(before) <= {EVENT, sse.PING}
-    assert error_of(last) == "upstream_idle"
-    assert w.end().code == "upstream_idle"
-
-
-def test_keep_alive_comments_are_life(walk: MakeWalk) -> None:
-    """Case 6: a provider that sends comments is not idle, and they are relayed."""
-    w = walk(idle_timeout=0.3)
-    said = 0
-
-    def queue() -> None:
-        nonlocal said
-        for _ in range(6):
-            threading.Event().wait(0.1)
-            w.say(b": keep-alive\n\n")
-            said += 1
-        w.say(DONE)
-
-    provider = threading.Thread(target=queue)
-    provider.start()
-    assert b"".join(w.rest()) == b": keep-alive\n\n" * 6 + DONE
-    provider.join(5)
-    outcome = w.end()
-    assert (outcome.kind, outcome.events) == (Kind.COMPLETED, 1)
-
-
-def test_headers_that_do_not_come_are_a_504(walk: MakeWalk) -> None:
-    """No answer within the headers timeout, and nothing sent yet: a refusal with a true status."""
-    w = walk(answers=False, headers_timeout=0.1)
-    assert w.iterable.refusal is None
-    assert w.rest() == []
-    assert w.iterable.refusal is not None
-    assert (w.iterable.refusal.code, w.iterable.refusal.status) == ("upstream_timeout", 504)
-    assert w.end().code == "upstream_timeout"
-
-
-def test_headers_that_do_not_come_after_a_ping_are_an_event(walk: MakeWalk) -> None:
-    """Once a ping has begun the response, the same fault is an error event, in the same time."""
-    w = walk(answers=False, headers_timeout=0.2, ping_interval=0.05)
-    begin = time.monotonic()
-    *pings, last = w.rest()
-    assert time.monotonic() - begin < 5
-    assert len(pings) >= 1
-    assert set(pings) == {sse.PING}
-    assert error_of(last) == "upstream_timeout"
-    assert w.iterable.refusal is None
-
-
-def test_a_refusal_before_any_byte_keeps_its_status(walk: MakeWalk) -> None:
-    """What the provider refused before the first byte is the refusal, and no byte of the body."""
-    w = walk(answers=False)
-    error = UpstreamError("No.", code="upstream_rate_limited", status=429, retry_after="7")
-    threading.Timer(0.02, w.stream.fail, [error]).start()
-    assert w.rest() == []
-    assert w.iterable.refusal is error
-
-
-def test_a_refusal_after_a_ping_is_an_event(walk: MakeWalk) -> None:
-    """A provider that refuses after the first ping is told of in the stream, once."""
-    w = walk(answers=False, ping_interval=0.05)
-    assert w.next() == sse.PING
-    w.stream.fail(UpstreamError("No.", code="upstream_auth"))
-    assert [error_of(event) for event in w.rest()] == ["upstream_auth"]
-
-
-TOLD = [(Cause.DEADLINE, "deadline", 504), (Cause.SHUTDOWN, "shutting_down", 503)]
-
-
-@pytest.mark.parametrize(("cause", "code", "status"), TOLD)
-def test_a_told_cause_before_the_headers_is_a_status(
-    walk: MakeWalk, cause: Cause, code: str, status: int
-) -> None:
-    """A deadline or a shutdown while the headers are awaited is a 504 or a 503."""
-    w = walk(answers=False)
-    threading.Timer(0.02, w.stream.abort, [cause]).start()
-    assert w.rest() == []
-    assert w.iterable.refusal is not None
-    assert (w.iterable.refusal.code, w.iterable.refusal.status) == (code, status)
-    assert w.end().cause is cause
-
-
-@pytest.mark.parametrize(("cause", "code", "status"), TOLD)
-def test_a_told_cause_in_the_body_is_an_event(
-    walk: MakeWalk, cause: Cause, code: str, status: int
-) -> None:
-    """The same causes after the first byte: one error event, and the end."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-    threading.Timer(0.02, w.stream.abort, [cause]).start()
-    assert [error_of(event) for event in w.rest()] == [code]
-    assert w.end().cause is cause
-
-
-SILENT = [Cause.CLIENT, Cause.CANCEL, Cause.SUPERSEDED, Cause.STALLED]
-
-
-@pytest.mark.parametrize("cause", SILENT)
-def test_a_stop_ends_the_body_properly(walk: MakeWalk, cause: Cause) -> None:
-    """A client that is still there gets the end: no error, no `[DONE]`, no event in flight."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-
-    threading.Timer(0.02, w.stream.abort, [cause]).start()
-    assert w.rest() == []
-    assert w.provider.recv(1) == b""
-    assert w.iterable.refusal is None
-    assert w.end().cause is cause
-
-
-@pytest.mark.parametrize("cause", SILENT)
-def test_a_stop_before_the_headers_is_an_empty_body(walk: MakeWalk, cause: Cause) -> None:
-    """A stop while the headers are awaited wakes the server's thread; no refusal, no byte."""
-    w = walk(answers=False)
-    threading.Timer(0.02, w.stream.abort, [cause]).start()
-    assert w.rest() == []
-    assert w.iterable.refusal is None
-    assert w.end().cause is cause
-
-
-def test_a_stream_born_aborted_calls_nobody(walk: MakeWalk) -> None:
-    """A cancel that came first: the provider is never called."""
-    w = walk()
-    w.stream.abort(Cause.CANCEL)
-    assert w.rest() == []
-    assert w.connects == 0
-    assert w.end().cause is Cause.CANCEL
-
-
-def test_a_client_gone_before_the_first_next_calls_nobody(walk: MakeWalk) -> None:
-    """Case 14: `close` without a single `next` ends the stream; a generator would run nothing."""
-    w = walk()
-    outcome = w.end()
-    assert w.connects == 0
-    assert (outcome.kind, outcome.cause, outcome.phase) == (Kind.ABORTED, Cause.CLIENT, Phase.NEW)
-    assert w.rest() == []
-    assert w.connects == 0
-
-
-def test_a_broken_body_is_an_event(walk: MakeWalk) -> None:
-    """A connection that breaks in the middle of an answer: one error event, outcome failed."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-    w.sock.close()
-    assert [error_of(event) for event in w.rest()] == ["upstream_truncated"]
-    assert w.end().code == "upstream_truncated"
-
-
-def test_an_unterminated_tail_is_dropped(walk: MakeWalk) -> None:
-    """An event that the provider did not end never reaches the client; the error does."""
-    w = walk()
-    w.say(EVENT + b"data: half")
-    w.provider.close()
-    first, last = w.rest()
-    assert first == EVENT
-    assert error_of(last) == "upstream_truncated"
-
-
-def test_an_answer_with_a_finish_reason_may_just_end(walk: MakeWalk) -> None:
-    """Some providers send no `[DONE]`: a finish_reason and the end are a whole answer."""
-    w = walk()
-    w.say(EVENT + FINISH)
-    w.provider.close()
-    assert w.rest() == [EVENT + FINISH]
-    assert w.end().kind is Kind.COMPLETED
-
-
-def test_a_providers_error_event_is_all_the_client_gets(walk: MakeWalk) -> None:
-    """The provider's own error is relayed and nothing is added to it."""
-    w = walk()
-    w.say(EVENT, FAULT)
-    assert b"".join(w.rest()) == EVENT + FAULT
-    assert w.end().kind is Kind.FAILED
-
-
-def test_a_providers_error_event_may_come_first(walk: MakeWalk) -> None:
-    """As the first event it is the body too, not a refusal."""
-    w = walk()
-    w.say(FAULT)
-    assert w.rest() == [FAULT]
-    assert w.iterable.refusal is None
-
-
-def test_an_endless_event_is_an_error_after_what_was_whole(walk: MakeWalk) -> None:
-    """Case 11: the events before it are relayed, then comes `event_too_large`, and the end."""
-    w = walk()
-    writer = threading.Thread(target=w.say, args=(EVENT, b"data: " + b"x" * (sse.MAX_EVENT + 10)))
-    writer.start()
-    first, last = w.rest()
-    writer.join(5)
-    assert first == EVENT
-    assert error_of(last) == "event_too_large"
-
-
-@pytest.mark.parametrize("after", ["nothing", "an event", "done", "the end"])
-def test_close_is_idempotent_and_tells_once(walk: MakeWalk, after: str) -> None:
-    """However often and early `close` comes: one outcome is told, the body is closed once."""
-    w = walk()
-    w.say(EVENT, DONE)
-    if after != "nothing":
-        assert w.next()
-    if after == "the end":
-        w.rest()
-    for _ in range(3):
-        w.iterable.close()
-    assert len(w.outcomes) == 1
-    assert w.body.calls.count("close") == (after != "nothing")
-    assert w.rest() == []
-
-
-def test_a_whole_answer_is_drained_then_closed(walk: MakeWalk) -> None:
-    """After `[DONE]` the rest gets a moment, so that the connection can be reused."""
-    w = walk()
-    w.say(DONE)
-    w.rest()
-    w.end()
-    assert w.body.calls == [("drain", DRAIN), "close"]
-
-
-def test_an_outcome_is_told_even_if_the_body_cannot_be_closed(walk: MakeWalk) -> None:
-    """Slot and log line do not depend on the connection's end going well."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-
-    def broken() -> None:
-        raise ZeroDivisionError
-
-    w.body.close = broken  # type: ignore[method-assign]
-    with pytest.raises(ZeroDivisionError):
-        w.iterable.close()
-    assert len(w.outcomes) == 1
-
-
-@pytest.mark.parametrize("end", ["abort", "fail", "client"])
-def test_what_was_stopped_is_not_drained(walk: MakeWalk, end: str) -> None:
-    """A stop waits for nothing: the body is closed at once."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-    if end != "client":
-        ENDS[end][0](w.stream)
-    w.end()
-    assert w.body.calls == ["close"]
-
-
-def test_an_answer_that_comes_too_late_is_not_taken(walk: MakeWalk) -> None:
-    """A provider that answers after the end finds nobody: who called it closes it."""
-    w = walk(answers=False, ping_interval=0.02)
-    assert w.next() == sse.PING
-    w.end()
-    assert w.stream.answered(w.body) is False
-    assert w.stream.body is None
-    assert w.body.calls == []
-
-
-def test_the_client_is_let_go_before_the_outcome_is_told(
-    walk: MakeWalk, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    """`close` releases the watched socket: its next request is not this stream's."""
-    loop = Loop()
-    server, client = pair
-    w = walk()
-    left = threading.Event()
-    w.stream.client = loop.watch(server, left.set)
-    w.say(DONE)
-    w.rest()
-    w.end()
-    client.close()
-    done = threading.Event()
-    loop.call_later(0.05, done.set)
-    assert done.wait(5)
-    assert not left.is_set()
-    loop.stop()
-
-
-def test_the_phases(walk: MakeWalk) -> None:
-    """A stop says what the stream was doing: waiting for the provider, or writing to the client."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-    assert w.stream.phase is Phase.SENDING
-    seen: list[Phase] = []
-    threading.Timer(0.05, lambda: (seen.append(w.stream.phase), w.say(DONE))).start()
-    assert w.next() == DONE
-    assert seen == [Phase.BODY]
-
-
-def test_an_error_that_is_not_ours_is_not_swallowed(walk: MakeWalk) -> None:
-    """Only the provider's faults become events: a bug of ours stays visible."""
-    w = walk()
-
-    def broken(timeout: float) -> bytes:
-        raise ZeroDivisionError
-
-    w.body.receive = broken  # type: ignore[method-assign]
-    with pytest.raises(ZeroDivisionError):
-        w.next()
-    assert issubclass(UpstreamError, StreamError)
