@@ -149,7 +149,7 @@ class StreamIterable:
     def _call(self) -> None:
         self._changed = threading.Event()
         self.stream.follow(self._changed.set)
-        if self.stream.ended:  # before that
+        if self.stream.ended or self.stream.body is not None:  # before that
             self._changed.set()
         try:
             if self._walk is not None:
