@@ -26,7 +26,7 @@ from functools import partial
 from time import monotonic
 from typing import Protocol
 
-from chatstream import sse
+from chatstream import native, sse
 from chatstream.errors import UpstreamError, headers_late, idle
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cause, Phase
@@ -139,6 +139,7 @@ class Detached:
         self._body: Body | None = None
         self._upstream_fd = -1
         self._client_fd = exchange.sock.fileno()
+        self._leaving = native.allocate_lock()  # guards the end of HEADERS
         self._state = HEADERS
         self._begun = False  # the response
         self._told = False  # it says itself how the stream ended
@@ -160,15 +161,42 @@ class Detached:
 
     def _on_change(self) -> None:
         """The stream was answered, or has ended. In any thread."""
-        self._loop.call_soon(self._go_on)
+        answered = self._stream.body is not None and not self._stream.ended
+        if answered and not self._begun and self._leave_headers():
+            self._begin_at_once()
+        else:
+            self._loop.call_soon(self._go_on)
+
+    def _leave_headers(self) -> bool:
+        """Whether who asks goes on: the loop, or the thread that called the provider."""
+        with self._leaving:
+            waiting = self._state is HEADERS
+            if waiting:
+                self._state = BEGINNING
+        return waiting
+
+    def _begin_at_once(self) -> None:
+        """The provider has answered this thread: if its first bytes are here, so is who sends them.
+
+        To wake the loop, and a thread of the server's for it, takes longer than all that is done.
+        """
+        out = b""
+        try:
+            out = self._receive(self._take_body())
+        finally:
+            if not out:
+                self._loop.call_soon(self._resume)
+        if out:
+            self._begin_in_thread(out)
 
     @_unbroken
     def _go_on(self) -> None:
-        if self._state is HEADERS or (self._state is BODY and self._stream.ended):
+        if self._leave_headers() or (self._state is BODY and self._stream.ended):
             self._resume()
 
+    @_unbroken
     def _resume(self) -> None:
-        """Does what is next. Nothing is left to send."""
+        """Does what is next. Nothing is left to send, and no thread begins the response."""
         if self._ended:
             self._drain()
         elif self._stream.ended:
@@ -176,12 +204,17 @@ class Detached:
         elif self._body is not None:
             self._read()
         elif self._stream.body is not None:
-            self._body = self._stream.body
-            self._upstream_fd = self._body.detach()
-            self._stream.phase = Phase.BODY
+            self._take_body()
             self._read()
         else:
             self._state = HEADERS
+
+    def _take_body(self) -> Body:
+        body = self._body = self._stream.body
+        assert body is not None
+        self._upstream_fd = body.detach()
+        self._stream.phase = Phase.BODY
+        return body
 
     def _wait_for(self, state: _State) -> None:
         """Leaves the provider alone meanwhile."""
@@ -201,27 +234,30 @@ class Detached:
     @_unbroken
     def _move(self) -> None:
         """Sends the client what the provider has sent."""
-        if self._state is not BODY or self._body is None:
+        if self._state is not BODY or (body := self._body) is None:
             return
-        stream, out = self._stream, b""
-        try:
-            data = self._body.receive_now()
-            if data is None:
-                return
-            if data:
-                out = stream.feed(data)
-            else:
-                stream.eof()
-        except UpstreamError as error:
-            stream.fail(error)
-        self._give_up_at = self._loop.now + self._idle_timeout
+        out = self._receive(body)
         if out:
             self._say(out)
         if self._state is BODY:
-            if stream.ended:
+            if self._stream.ended:
                 self._conclude()
-            elif self._body.more:
+            elif body.more:
                 self._loop.call_soon(self._move)
+
+    def _receive(self, body: Body) -> bytes:
+        """What has come from the provider, in whole events. May end the stream."""
+        stream = self._stream
+        try:
+            data = body.receive_now()
+            if data:
+                self._give_up_at = self._loop.now + self._idle_timeout
+                return stream.feed(data)
+            if data is not None:
+                stream.eof()
+        except UpstreamError as error:
+            stream.fail(error)
+        return b""
 
     # To the client
 
@@ -315,10 +351,20 @@ class Detached:
                 self._stream.fail(headers_late() if self._body is None else idle())
                 return
             if now >= self._spoke + self._ping_interval:
-                self._say(sse.PING)
+                self._ping()
             due = min(due, self._spoke + self._ping_interval, self._give_up_at)
         if self._state is not OVER:
             self._timer = self._loop.call_later(max(0.0, due - now), self._on_time)
+
+    def _ping(self) -> None:
+        if self._state is BODY:
+            self._say(sse.PING)
+        elif self._leave_headers():  # else its answer is just there
+            if self._begun:
+                self._put(self._exchange.frame(sse.PING))
+                self._sent()
+            else:
+                self._begin(sse.PING)
 
     def _drain(self) -> None:
         """The rest of a completed body has a moment to come: then its connection is reused."""
