@@ -94,10 +94,7 @@ def _unbroken(step: Callable[[Detached], None]) -> Callable[[Detached], None]:
         try:
             step(self)
         except Exception:
-            # Not the logger: the loop does not wait for its handlers.
-            os.write(2, traceback.format_exc().encode(errors="replace"))
-            self._stream.fail(UpstreamError("The answer could not be relayed."))
-            self._finish(whole=False)
+            self._break()
 
     return run
 
@@ -231,45 +228,42 @@ class Detached:
         if self._state is BODY and self._upstream_fd >= 0:
             self._loop.on_readable(self._upstream_fd, self._move)
 
-    @_unbroken
     def _move(self) -> None:
-        """Sends the client what the provider has sent."""
+        """Sends the client what the provider has sent.
+
+        This runs for every event, so what else could be a method is spelt out.
+        """
         if self._state is not BODY or (body := self._body) is None:
             return
-        out = self._receive(body)
-        if out:
-            self._say(out)
-        if self._state is BODY:
+        try:
+            if out := self._receive(body):
+                if not self._begun:
+                    self._begin(out)
+                    return
+                self._spoke = self._loop.now
+                if not self._put(self._exchange.frame(out)):
+                    self._hold_up()
+                    return
             if self._stream.ended:
                 self._conclude()
             elif body.more:
                 self._loop.call_soon(self._move)
+        except Exception:
+            self._break()
 
     def _receive(self, body: Body) -> bytes:
         """What has come from the provider, in whole events. May end the stream."""
-        stream = self._stream
         try:
             data = body.receive_now()
             if data:
                 self._give_up_at = self._loop.now + self._idle_timeout
-                return stream.feed(data)
-            if data is not None:
-                stream.eof()
+                return self._stream.feed(data)
+            return b"" if data is None else self._stream.eof()
         except UpstreamError as error:
-            stream.fail(error)
-        return b""
+            self._stream.fail(error)
+            return b""
 
     # To the client
-
-    def _say(self, data: bytes) -> None:
-        """Sends bytes of the body."""
-        if not self._begun:
-            self._begin(data)
-            return
-        self._spoke = self._loop.now
-        self._put(self._exchange.frame(data))
-        if self._left or self._gone:
-            self._hold_up()
 
     def _begin(self, data: bytes) -> None:
         self._wait_for(BEGINNING)
@@ -297,17 +291,19 @@ class Detached:
         self._put((self._exchange.frame(words) if words else b"") + self._exchange.end())
         self._sent()
 
-    def _put(self, data: bytes) -> None:
-        """Sends what the client's socket has room for; the rest is left."""
+    def _put(self, data: bytes) -> bool:
+        """Sends what the client's socket has room for; whether that is all. Else the rest is left,
+        or the client is gone.
+        """
         try:
             count = self._exchange.sock.send(data)
         except _NO_ROOM:
             count = 0
         except OSError:
             self._gone = True
-            return
-        if count < len(data):
-            self._left = data[count:]
+            return False
+        self._left = data[count:]
+        return not self._left
 
     @_unbroken
     def _sent(self) -> None:
@@ -330,9 +326,7 @@ class Detached:
 
     @_unbroken
     def _flush(self) -> None:
-        left, self._left = self._left, b""
-        self._put(left)
-        if self._left and not self._gone:
+        if not self._put(self._left) and not self._gone:
             return
         self._loop.forget_ready(self._client_fd)
         self._stream.phase = Phase.BODY
@@ -357,14 +351,16 @@ class Detached:
             self._timer = self._loop.call_later(max(0.0, due - now), self._on_time)
 
     def _ping(self) -> None:
-        if self._state is BODY:
-            self._say(sse.PING)
-        elif self._leave_headers():  # else its answer is just there
-            if self._begun:
-                self._put(self._exchange.frame(sse.PING))
-                self._sent()
-            else:
-                self._begin(sse.PING)
+        if self._state is not BODY and not self._leave_headers():
+            return  # the provider's answer is just there
+        if not self._begun:
+            self._begin(sse.PING)
+            return
+        self._spoke = self._loop.now
+        if not self._put(self._exchange.frame(sse.PING)):
+            self._hold_up()
+        elif self._state is not BODY:
+            self._resume()
 
     def _drain(self) -> None:
         """The rest of a completed body has a moment to come: then its connection is reused."""
@@ -392,6 +388,13 @@ class Detached:
             self._finish(whole=True)
         elif data and self._body.more:
             self._loop.call_soon(self._drop)
+
+    def _break(self) -> None:
+        """A step has failed, which is a fault of ours."""
+        # Not the logger: the loop does not wait for its handlers.
+        os.write(2, traceback.format_exc().encode(errors="replace"))
+        self._stream.fail(UpstreamError("The answer could not be relayed."))
+        self._finish(whole=False)
 
     def _finish(self, *, whole: bool) -> None:
         if self._state is OVER:

@@ -172,8 +172,7 @@ class StreamIterable:
             return b""
         data = self._body.receive(timeout)
         if not data:
-            self.stream.eof()
-            return b""
+            return self.stream.eof()
         self._give_up_at = monotonic() + self._idle_timeout
         return self.stream.feed(data)
 

@@ -212,7 +212,10 @@ class Loop:
         # What another thread changes, it changes under the lock before it writes to `wakeup`: so
         # what is read here without the lock is seen again if it was too old.
         while self._epoll is epoll:
-            events = epoll.poll(self._patience())
+            timers = self._timers  # another list may take its place
+            due = timers[0][0] if timers else math.inf
+            wait = 0.0 if self._soon else -1.0 if due == math.inf else max(0.0, due - monotonic())
+            events = epoll.poll(wait)
             self.now = monotonic()
             for fd, _ in events:
                 try:
@@ -224,22 +227,11 @@ class Loop:
                         self._hang_up_of(fd)()
                 except Exception:  # must not end the thread that every stop depends on
                     _report()
-            if self._soon or self._next_timer() <= self.now:
+            if self._soon or due <= self.now:
                 self._run_due()
         with self._lock:  # whoever ended this has written by now
             epoll.close()
             os.close(wakeup)
-
-    def _patience(self) -> float:
-        """Seconds to sleep, -1 for ever."""
-        if self._soon:
-            return 0.0
-        due = self._next_timer()
-        return -1.0 if due == math.inf else max(0.0, due - monotonic())
-
-    def _next_timer(self) -> float:
-        timers = self._timers  # another list may take its place
-        return timers[0][0] if timers else math.inf
 
     def _run_due(self) -> None:
         """What these callbacks ask for in turn has to wait for the sockets' events."""

@@ -119,6 +119,7 @@ class Stream:
         number: Which of its process's streams it is, as the registry counts.
         phase: What the stream is doing. Written by whoever moves it; read for the log.
         client: The client's socket, where the server shows it.
+        ended: Whether the verdict is there: completed, aborted or failed.
     """
 
     def __init__(self, session_id: str, stream_id: str, owner: str = "") -> None:
@@ -128,6 +129,7 @@ class Stream:
         self.number = 0
         self.phase = Phase.NEW
         self.client: Client | None = None
+        self.ended = False
         self.started = monotonic()
         # Guards the three below. Held for assignments only.
         self._lock = native.allocate_lock()
@@ -151,11 +153,6 @@ class Stream:
         return f"<Stream {self.session_id}/{self.stream_id} {state}>"
 
     # How it ends
-
-    @property
-    def ended(self) -> bool:
-        """Whether the verdict is there: completed, aborted or failed."""
-        return self._verdict is not None
 
     @property
     def cause(self) -> Cause | None:
@@ -198,6 +195,7 @@ class Stream:
             if self._verdict is not None:
                 return False
             self._verdict = verdict
+            self.ended = True
             self._stopped_in = self.phase
             handle = None
             if verdict is not Kind.COMPLETED:
@@ -330,8 +328,8 @@ class Stream:
             self._finish_reason = True
         return kind is not sse.Kind.FINISH
 
-    def eof(self) -> None:
-        """The provider's body has ended."""
+    def eof(self) -> bytes:
+        """The provider's body has ended. Returns as `feed` does: b""."""
         if self._finish_reason:
             self.complete()
         else:
@@ -340,6 +338,7 @@ class Stream:
                     "The provider's answer ended before it was whole.", code="upstream_truncated"
                 )
             )
+        return b""
 
     def last_words(self) -> bytes:
         """What a client that has begun to read is told when it ends: an error event, or nothing."""

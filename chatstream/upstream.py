@@ -262,11 +262,15 @@ class SocketBody:
         return self._sock.fileno()
 
     def receive_now(self) -> bytes | None:
-        if self._framing.finished:
+        framing = self._framing
+        if framing.finished:
             return b""
-        data, self._ahead = self._ahead, b""
+        data = self._ahead
         try:
-            data = data or self._sock.recv(_CHUNK)
+            if data:
+                self._ahead = b""
+            else:
+                data = self._sock.recv(_CHUNK)
         except _NOT_NOW as error:
             self.more = False
             if _has_vanished(error):
@@ -275,8 +279,9 @@ class SocketBody:
         except _TORN as error:
             raise _broken(error) from error
         body = self._decoded(data)
-        self.more = self._framing.finished or not (self._plain or self._is_empty())
-        return body or (b"" if self._framing.finished or not data else None)
+        if framing.finished or not self._plain:
+            self.more = framing.finished or not self._is_empty()
+        return body or (b"" if framing.finished or not data else None)
 
     def _is_empty(self) -> bool:
         """Whether TLS has nothing left that the socket does not show.

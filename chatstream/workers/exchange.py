@@ -177,8 +177,9 @@ class Exchange:
 
     def frame(self, data: bytes) -> bytes:
         """More of the body, framed."""
-        self._resp.sent += len(data)
-        return b"%X\r\n%b\r\n" % (len(data), data) if self._resp.chunked else data
+        resp = self._resp
+        resp.sent += len(data)
+        return b"%X\r\n%b\r\n" % (len(data), data) if resp.chunked else data
 
     def end(self) -> bytes:
         """What ends the response."""
