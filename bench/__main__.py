@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -33,9 +34,13 @@ def main() -> None:
         sizes = replace(sizes, stops=options.stops)
     raise_file_limit()
     busy, rows = [os.getloadavg()[0]], list[Row]()
-    for row in run(options.only, options.systems, sizes):
-        rows.append(row)
-        print(words(row), file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for row in run(options.only, options.systems, sizes):
+            rows.append(row)
+            print(words(row), file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what was measured so far is kept", file=sys.stderr)
     busy.append(os.getloadavg()[0])
     rows = judged(added(rows))
     text = f"{table(rows)}\n\n{verdict(rows)}"

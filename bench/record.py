@@ -64,7 +64,7 @@ def conditions(busy: list[float]) -> str:
 
 def without_paths(typed: list[str]) -> list[str]:
     """The command line as it can be typed anywhere."""
-    kept = [word for word in typed if "/" not in word and word != "--out"]
+    kept = [word for word in typed if "/" not in word and word not in ("--out", "--charts")]
     return [f'"{word}"' if " " in word else word for word in kept]
 
 

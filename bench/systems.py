@@ -31,6 +31,8 @@ _START = 120.0  # seconds to the first answer
 # Streams that hold no thread need few. Where this tree cannot detach, they still do.
 DETACHES = hasattr(Settings, "detach")
 THREADS = 16
+DESCRIPTORS = 5
+"""Of a stream of ours, while its provider is being called."""
 
 
 class Refused(RuntimeError):
@@ -86,19 +88,22 @@ class System:
 
 
 def _ours(worker: str, detach: bool, url: str, port: int, streams: int, workers: int) -> Launch:
-    threads = THREADS if detach and DETACHES else streams + max(64, streams // 8)
     settings = {
         "CHATSTREAM_BIND": f"127.0.0.1:{port}",
         "CHATSTREAM_UPSTREAM_URL": url,
         "CHATSTREAM_WORKER_CLASS": worker,
-        "CHATSTREAM_THREADS": str(threads),
-        "CHATSTREAM_MAX_STREAMS": str(streams + 32),
         "WEB_CONCURRENCY": str(workers),
     }
-    if worker == "gthread" and not detach:
+    command = [sys.executable, "-m", "gunicorn", "wsgi:app"]
+    if detach and DETACHES:
+        return Launch(command, settings | {"CHATSTREAM_THREADS": str(THREADS)})
+    if worker == "gthread":
         settings["CHATSTREAM_DETACH"] = "0"
-    room = ["--worker-connections", str(2 * streams + 1000)]
-    return Launch([sys.executable, "-m", "gunicorn", *room, "wsgi:app"], settings)
+    slots = min(streams + 32, raise_file_limit() // DESCRIPTORS - 60)
+    settings["CHATSTREAM_MAX_STREAMS"] = str(slots)
+    settings["CHATSTREAM_THREADS"] = str(slots + max(32, slots // 8))
+    command[3:3] = ["--worker-connections", str(2 * slots + 1000)]
+    return Launch(command, settings)
 
 
 def _node(folder: str, url: str, port: int, *_: object) -> Launch:

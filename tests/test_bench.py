@@ -261,5 +261,5 @@ def test_options_name_what_there_is() -> None:
 
 def test_the_command_is_told_without_paths() -> None:
     """As it can be typed on another machine."""
-    typed = ["--only", "cpu", "--out", "/a/b.md", "--systems", "gthread iterable"]
+    typed = ["--only", "cpu", "--out", "/a/b.md", "--charts", "/c", "--systems", "gthread iterable"]
     assert without_paths(typed) == ["--only", "cpu", "--systems", '"gthread iterable"']

@@ -198,8 +198,8 @@ def test_what_is_made_at_once_is_the_same(
     client: Client, desk: Client, name: str, tokens: int
 ) -> None:
     """As fast as the client takes it: not a word more, less or in another place."""
-    answer = client.chat(id=name, tokens=tokens, rate=0, reasoning=1)
-    slow = client.chat(tokens=tokens, rate=100_000, reasoning=1)
+    answer = client.chat(id=name, tokens=tokens, rate=0, reasoning=2)
+    slow = client.chat(tokens=tokens, rate=100_000, reasoning=2)
     contents = [event["choices"] for event in answer.events()[:-1]]
     assert contents == [event["choices"] for event in slow.events()[:-1]]
     assert len(contents) == tokens + 1
