@@ -131,6 +131,8 @@ class Upstream:
         except BaseException:
             body.close()
             raise
+        if call.message is not None:
+            call.message.let_go()
         return body
 
     def close(self) -> None:
@@ -399,7 +401,7 @@ class _Call:
     reused: bool = False  # a pooled connection was taken
     answered: bool = False  # a byte of the response came
     sock: socket.socket | None = None
-    message: http.client.HTTPResponse | None = None
+    message: _Message | None = None
 
     def body(self, response: requests.Response) -> Body:
         if self.message is None or self.sock is None:
@@ -425,6 +427,16 @@ class _Message(http.client.HTTPResponse):
             self.headers = None  # type: ignore[assignment]
             super().begin()
         call.message = self
+
+    def let_go(self) -> None:
+        """Gives back what the headers were read with and into, 10 KB, while the body goes on.
+
+        Its own reader has taken what was read ahead. To http.client the response is over, which
+        the connection has to be for its next request; the socket stays the connection's.
+        """
+        if not self.will_close:  # else the connection has none any more: we alone keep it open
+            self.close()
+        self.headers = self.msg = None  # type: ignore[assignment]
 
 
 class _ConnectionMixin(HTTPConnection):
@@ -634,7 +646,7 @@ class _Adapter(HTTPAdapter):
         while self._made:
             self._made.pop().close()
 
-    def get_connection_with_tls_context(self, *args: Any, **keywords: Any) -> HTTPConnectionPool:
+    def get_connection_with_tls_context(self, *args: Any, **keywords: Any) -> Any:
         """The pool of the one address that is called: to look for it takes as long as to send."""
         pool: Any = self._pool
         if pool is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import http.client
+import io
 import logging
 import os
 import resource
@@ -42,6 +44,9 @@ UNTIL_CLOSE = HEAD + b"Connection: close\r\n\r\n"
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
+
+HEADS = (io.BufferedReader, http.client.HTTPMessage)
+"""What http.client reads a head with, and into."""
 
 WHOLE = CHUNKED + chunk(EVENT) + chunk(DONE) + chunk(b"")
 
@@ -1549,6 +1554,37 @@ def test_over_tls_events_pass_and_the_connection_is_reused(
     there = provider(tls(always_says(WHOLE)))
     us = upstream(there.url.replace("http:", "https:"))
     assert [whole_call(us), whole_call(us)] == [EVENT + DONE] * 2
+    assert len(there.peers) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http:", "https:"])
+def test_an_open_body_keeps_nothing_of_its_head(
+    provider: MakeProvider,
+    upstream: MakeUpstream,
+    stream: Stream,
+    tls: Callable[[Script], Script],
+    scheme: str,
+) -> None:
+    """Neither the buffer it was read with nor what was parsed; the connection is reused even so."""
+    go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        while peer.request():
+            peer.send(CHUNKED + chunk(EVENT))
+            assert go.wait(10)
+            peer.send(chunk(DONE) + chunk(b""))
+
+    there = provider(tls(script) if scheme == "https:" else script)
+    us = upstream(there.url.replace("http:", scheme))
+    before = sum(isinstance(found, HEADS) for found in gc.get_objects())
+    body = opened(us, stream)
+    assert body.receive(5) == EVENT
+    assert sum(isinstance(found, HEADS) for found in gc.get_objects()) == before
+    go.set()
+    assert body.receive(5) == DONE
+    assert body.receive(5) == b""
+    body.close()
+    assert whole_call(us) == EVENT + DONE
     assert len(there.peers) == 1
 
 

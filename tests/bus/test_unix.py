@@ -122,6 +122,18 @@ def test_a_killed_workers_streams_are_gone_at_once(service: Service, reject: boo
     assert third.cancel("s", "a") is True
 
 
+def test_a_session_that_went_on_elsewhere_is_superseded_there(service: Service) -> None:
+    """Its first place is free again, as the worker that hung there is gone; its second is not."""
+    one, other, third = service.join(3, patience=0.3)
+    one.claim("s", "a1")
+    one.hang()
+    other.claim("s", "a2")
+    one.kill()
+    assert third.claim("s", "a3") is False
+    assert other.ending("a2") == "superseded"
+    assert_live(third, "a3")
+
+
 def test_more_cancels_than_a_hanging_workers_socket_holds(service: Service) -> None:
     """None waits longer than the others for it, none is answered falsely."""
     one, other = service.join(2)
