@@ -49,11 +49,7 @@ class Exchange:
         self._whole = False
 
     def serve(self) -> Kept:
-        """Has the app answer.
-
-        Raises:
-            StopIteration: It failed after its headers were out; that is logged.
-        """
+        """Has the app answer. Raises what that raises before its headers are out."""
         kept = Kept.NO
         try:
             self._worker.cfg.pre_request(self._worker, self._req)
@@ -71,14 +67,16 @@ class Exchange:
 
     def finish(self) -> Kept:
         """Ends what the loop has left. Raises as `serve` does."""
+        kept = Kept.NO
         try:
             self.sock.setblocking(True)
             self._resp.sock = self.sock
             with self._closing_on_faults():
                 self._close_answer()
+                kept = self._kept() if self._whole else Kept.NO
         finally:
             self._after()
-        return self._kept() if self._whole else Kept.NO
+        return kept
 
     def _call_app(self) -> None:
         worker, conn = self._worker, self._conn
@@ -124,17 +122,19 @@ class Exchange:
 
     @contextlib.contextmanager
     def _closing_on_faults(self) -> Iterator[None]:
-        """Of what the app raises once its headers are out, the client can be told nothing."""
+        """Of what the app raises once its headers are out, the client can be told nothing.
+
+        That is logged here, and goes no further.
+        """
         try:
             yield
         except OSError:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit):
             if self._resp is None or not self._resp.headers_sent:
                 raise
             self._worker.log.exception("Error handling request")
             util.close_graceful(self.sock)
-            raise StopIteration from error
 
     # Detached
 

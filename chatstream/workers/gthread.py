@@ -285,10 +285,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _finish(self, conn: Any, exchange: Exchange) -> Any:
         """In a thread."""
-        try:
-            return self._keepalive_after(conn, exchange.finish())
-        except StopIteration:
-            return False
+        return self._keepalive_after(conn, exchange.finish())
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """A request was served: waits for the next one, or for the client to close."""
