@@ -53,6 +53,9 @@ class Exchange(Protocol):
     def end(self) -> bytes:
         """What is sent at the response's end."""
 
+    def fail(self, error: Exception) -> None:
+        """The response could not begin: `begin`, or what comes before it, raised. In a thread."""
+
     def run(self, callback: Callable[[], object]) -> None:
         """Runs it in a thread of the server's."""
 
@@ -240,9 +243,11 @@ class Detached:
         self._told = not data
         try:
             self._put(self._exchange.begin(self._start_response(data)))
-        except BaseException:
-            self._gone = True  # whoever runs this says why
-            raise
+        except BaseException as error:
+            self._gone = True
+            if not isinstance(error, Exception):
+                raise
+            self._exchange.fail(error)  # now: from `_sent` on the connection is the server's
         finally:
             self._begun = True
             self._loop.call_soon(self._sent)

@@ -160,6 +160,10 @@ class Exchange:
         self._resp.write(data)
         return self._out.taken()
 
+    def fail(self, error: Exception) -> None:
+        """The response cannot begin: what there is of it was not sent. In a thread."""
+        self._worker.handle_error(self._req, self.sock, self._conn.client, error)
+
     def frame(self, data: bytes) -> bytes:
         """More of the body, framed."""
         self._resp.sent += len(data)
