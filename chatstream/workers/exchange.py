@@ -166,8 +166,12 @@ class Exchange:
 
     def frame(self, data: bytes) -> bytes:
         """More of the body, framed."""
-        self._resp.sent += len(data)
-        return b"%X\r\n%b\r\n" % (len(data), data) if self._resp.chunked else data
+        resp = self._resp
+        if resp.chunked:
+            resp.sent += len(data)
+            return b"%X\r\n%b\r\n" % (len(data), data)
+        resp.write(data)  # knows what the app has said of the length
+        return self._out.taken()
 
     def end(self) -> bytes:
         """What ends the response."""
