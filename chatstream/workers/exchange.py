@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import enum
 import socket
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ class Exchange:
         self._answer: Any = None
         self._began = datetime.now()
         self._out = _Out()
+        self._context = contextvars.Context()  # the app's, for what runs in other threads
         self._whole = False
 
     def serve(self) -> Kept:
@@ -67,6 +69,9 @@ class Exchange:
 
     def finish(self) -> Kept:
         """Ends what the loop has left. Raises as `serve` does."""
+        return self._context.copy().run(self._finish)
+
+    def _finish(self) -> Kept:
         kept = Kept.NO
         try:
             self.sock.setblocking(True)
@@ -146,6 +151,7 @@ class Exchange:
         # Its very type: a wrapper may pass itself off as what it wraps, and wants to be walked.
         if not issubclass(type(self._answer), Detachable):
             return False
+        self._context = contextvars.copy_context()
         self.sock.setblocking(False)
         self._resp.sock = self._out
         if self._answer.detach(self):
@@ -180,7 +186,7 @@ class Exchange:
 
     def run(self, callback: Callable[[], object]) -> None:
         """Runs it in a thread of the pool."""
-        self._worker.tpool.submit(self._logged, callback)
+        self._worker.tpool.submit(self._context.copy().run, self._logged, callback)
 
     def _logged(self, callback: Callable[[], object]) -> None:
         try:
