@@ -186,7 +186,9 @@ class Exchange:
 
     def run(self, callback: Callable[[], object]) -> None:
         """Runs it in a thread of the pool."""
-        self._worker.tpool.submit(self._context.copy().run, self._logged, callback)
+        # See `ThreadWorker.resume`.
+        with contextlib.suppress(RuntimeError):
+            self._worker.tpool.submit(self._context.copy().run, self._logged, callback)
 
     def _logged(self, callback: Callable[[], object]) -> None:
         try:
