@@ -206,6 +206,8 @@ class Detached:
         try:
             data = self._body.receive_now()
             if data is None:
+                if self._body.more:  # it was all framing, and what follows may be here already
+                    self._loop.call_soon(self._move)
                 return
             if data:
                 out = stream.feed(data)
@@ -345,7 +347,7 @@ class Detached:
             data = b""
         if data == b"":
             self._finish(whole=True)
-        elif data and self._body.more:
+        elif self._body.more:
             self._loop.call_soon(self._drop)
 
     def _finish(self, *, whole: bool) -> None:
