@@ -143,11 +143,12 @@ class Detached:
         self._begun = False  # the response
         self._told = False  # it says itself how the stream ended
         self._ended = False  # its end is sent, or left
+        self._pinged = False  # the last thing said was a ping
         self._left = b""  # what the client's socket had no room for
         self._gone = False  # the client
         self._spoke = monotonic()
         self._give_up_at = self._spoke + headers_timeout
-        first = min(ping_interval, headers_timeout)
+        first = min(ping_interval, headers_timeout, idle_timeout)
         self._timer: Timer | None = loop.call_later(first, self._on_time)
 
     def start(self, connect: Callable[[Stream], None]) -> None:
@@ -178,6 +179,7 @@ class Detached:
             self._body = self._stream.body
             self._upstream_fd = self._body.detach()
             self._stream.phase = Phase.BODY
+            self._pinged = False  # that was while the headers were awaited
             self._read()
         else:
             self._state = _State.HEADERS
@@ -192,7 +194,8 @@ class Detached:
     def _read(self) -> None:
         """Moves what is there, and from then on what comes."""
         self._state = _State.BODY
-        self._give_up_at = monotonic() + self._idle_timeout
+        if not self._pinged:  # the time that the client took does not count
+            self._give_up_at = monotonic() + self._idle_timeout
         self._move()
         if self._state is _State.BODY and self._upstream_fd >= 0:
             self._loop.on_readable(self._upstream_fd, self._move)
@@ -228,6 +231,7 @@ class Detached:
 
     def _say(self, data: bytes) -> None:
         """Sends bytes of the body."""
+        self._pinged = data is sse.PING
         if not self._begun:
             self._begin(data)
             return
@@ -312,14 +316,16 @@ class Detached:
         """A ping is due, or the provider is late; unless something was heard meanwhile."""
         now = self._loop.now
         self._timer = None
-        due = now + self._ping_interval
+        due = now + min(self._ping_interval, self._idle_timeout)  # of a clock that starts meanwhile
+        if now < self._give_up_at:
+            due = min(due, self._give_up_at)
         if self._state in (_State.HEADERS, _State.BODY):  # else it is the client that takes time
             if now >= self._give_up_at:
                 self._stream.fail(headers_late() if self._body is None else idle())
                 return
             if now >= self._spoke + self._ping_interval:
                 self._say(sse.PING)
-            due = min(self._spoke + self._ping_interval, self._give_up_at)
+            due = min(due, self._spoke + self._ping_interval)
         if self._state is not _State.OVER:
             self._timer = self._loop.call_later(max(0.0, due - now), self._on_time)
 
