@@ -296,7 +296,8 @@ class Detached:
             self._finish(whole=False)
             return
         self._wait_for(_State.SENDING)
-        self._stream.phase = Phase.SENDING
+        if self._body is not None:  # else who calls the provider says what is done
+            self._stream.phase = Phase.SENDING
         self._loop.on_writable(self._client_fd, self._flush)
 
     @_unbroken
@@ -306,7 +307,8 @@ class Detached:
         if self._left and not self._gone:
             return
         self._loop.forget_ready(self._client_fd)
-        self._stream.phase = Phase.BODY
+        if self._body is not None:
+            self._stream.phase = Phase.BODY
         self._sent()
 
     # Clocks, and the end
