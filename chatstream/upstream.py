@@ -405,6 +405,7 @@ class _Call:
     def body(self, response: requests.Response) -> Body:
         if self.message is None or self.sock is None:
             return MockedBody(response)
+        response.request.body = None  # it is sent, may be long, and lives as long as the response
         return SocketBody(response, self.message, self.sock, self.stream)
 
 
