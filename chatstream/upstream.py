@@ -240,7 +240,7 @@ class SocketBody:
         self._sock = sock
         self._stream = stream
         self._framing: Framing = _framing(message)
-        self._closed = False
+        self._closed = self._detached = False
         self._ahead = _read_ahead(message, sock)
         self._received = True  # the last `receive_now` did
         # A socket timeout of Python's costs two more turns of the interpreter's lock an event: with
@@ -275,6 +275,7 @@ class SocketBody:
         return self._received if pending is None else pending() > 0
 
     def detach(self) -> int:
+        self._detached = True
         self._sock.settimeout(0)
         return self._sock.fileno()
 
@@ -295,6 +296,8 @@ class SocketBody:
         return self._decoded(data) or (b"" if self._framing.finished or not data else None)
 
     def drain(self, timeout: float) -> None:
+        if self._detached:  # the loop has waited
+            return
         deadline = monotonic() + timeout
         with contextlib.suppress(TimeoutError, UpstreamError):
             while (left := deadline - monotonic()) > 0 and self.receive(left):

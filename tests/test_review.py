@@ -22,6 +22,7 @@ from chatstream.loop import Loop
 from chatstream.outcome import Kind, Phase
 from chatstream.simulator import Simulator
 from chatstream.stream import Stream
+from chatstream.upstream import SocketBody
 from chatstream.workers.exchange import Kept
 from chatstream.workers.gthread import ThreadWorker
 from tests.conftest import eventually, fill
@@ -204,3 +205,19 @@ def test_a_request_is_not_kept_while_its_answer_comes() -> None:
             iterable.close()
         finally:
             service.stop()
+
+
+def test_a_detached_body_is_drained_once(
+    client: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop has waited for the provider's end; no thread does so again."""
+    message: Any = SimpleNamespace(status=200, chunked=True, fp=client[0].makefile("rb"))
+    body = SocketBody(SimpleNamespace(), message, client[0], Stream("s", "t"))  # type: ignore[arg-type]
+    asked: list[float] = []
+    monkeypatch.setattr(body, "receive", lambda timeout: asked.append(timeout) or b"")
+    body.drain(1.0)
+    assert len(asked) == 1
+    body.detach()
+    body.drain(1.0)
+    assert len(asked) == 1
+    message.fp.close()
