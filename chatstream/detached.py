@@ -16,6 +16,7 @@ What an app can have wrapped, as `start_response`, may wait: it runs in a thread
 from __future__ import annotations
 
 import abc
+import contextvars
 import enum
 import os
 import socket
@@ -52,6 +53,9 @@ class Exchange(Protocol):
 
     def end(self) -> bytes:
         """What is sent at the response's end."""
+
+    def fail(self, error: Exception) -> None:
+        """The response could not begin: `begin`, or what comes before it, raised. In a thread."""
 
     def run(self, callback: Callable[[], object]) -> None:
         """Runs it in a thread of the server's."""
@@ -131,6 +135,7 @@ class Detached:
         self._loop = loop
         self._exchange = exchange
         self._start_response = start_response
+        self._context = contextvars.copy_context()  # the app's
         self._ping_interval = ping_interval
         self._idle_timeout = idle_timeout
         self._body: Body | None = None
@@ -141,12 +146,12 @@ class Detached:
         self._begun = False  # the response
         self._told = False  # it says itself how the stream ended
         self._ended = False  # its end is sent, or left
+        self._pinged = False  # the last thing said was a ping
         self._left = b""  # what the client's socket had no room for
         self._gone = False  # the client
         self._spoke = monotonic()
         self._give_up_at = self._spoke + headers_timeout
-        self._longest_wait = min(ping_interval, idle_timeout)  # until the clocks are looked at
-        first = min(self._longest_wait, headers_timeout)
+        first = min(ping_interval, headers_timeout, idle_timeout)
         self._timer: Timer | None = loop.call_later(first, self._on_time)
 
     def start(self, connect: Callable[[Stream], None]) -> None:
@@ -211,6 +216,7 @@ class Detached:
         assert body is not None
         self._upstream_fd = body.detach()
         self._stream.phase = Phase.BODY
+        self._pinged = False  # that was while the headers were awaited
         return body
 
     def _wait_for(self, state: _State) -> None:
@@ -223,7 +229,8 @@ class Detached:
     def _read(self) -> None:
         """Moves what is there, and from then on what comes."""
         self._state = BODY
-        self._give_up_at = monotonic() + self._idle_timeout
+        if not self._pinged:  # the time that the client took does not count
+            self._give_up_at = monotonic() + self._idle_timeout
         self._move()
         if self._state is BODY and self._upstream_fd >= 0:
             self._loop.on_readable(self._upstream_fd, self._move)
@@ -237,6 +244,7 @@ class Detached:
             return
         try:
             if out := self._receive(body):
+                self._pinged = False
                 if not self._begun:
                     self._begin(out)
                     return
@@ -273,10 +281,12 @@ class Detached:
         """Sends the head and the first bytes. The loop leaves all of this alone meanwhile."""
         self._told = not data
         try:
-            self._put(self._exchange.begin(self._start_response(data)))
-        except BaseException:
-            self._gone = True  # whoever runs this says why
-            raise
+            self._put(self._exchange.begin(self._context.run(self._start_response, data)))
+        except BaseException as error:
+            self._gone = True
+            if not isinstance(error, Exception):
+                raise
+            self._exchange.fail(error)  # now: from `_sent` on the connection is the server's
         finally:
             self._begun = True
             self._loop.call_soon(self._sent)
@@ -321,7 +331,8 @@ class Detached:
             self._finish(whole=False)
             return
         self._wait_for(SENDING)
-        self._stream.phase = Phase.SENDING
+        if self._body is not None:  # else who calls the provider says what is done
+            self._stream.phase = Phase.SENDING
         self._loop.on_writable(self._client_fd, self._flush)
 
     @_unbroken
@@ -329,7 +340,8 @@ class Detached:
         if not self._put(self._left) and not self._gone:
             return
         self._loop.forget_ready(self._client_fd)
-        self._stream.phase = Phase.BODY
+        if self._body is not None:
+            self._stream.phase = Phase.BODY
         self._sent()
 
     # Clocks, and the end
@@ -339,20 +351,23 @@ class Detached:
         """A ping is due, or the provider is late; unless something was heard meanwhile."""
         now = self._loop.now
         self._timer = None
-        due = now + self._longest_wait
+        due = now + min(self._ping_interval, self._idle_timeout)  # of a clock that starts meanwhile
+        if now < self._give_up_at:
+            due = min(due, self._give_up_at)
         if self._state in (HEADERS, BODY):  # else it is the client that takes time
             if now >= self._give_up_at:
                 self._stream.fail(headers_late() if self._body is None else idle())
                 return
             if now >= self._spoke + self._ping_interval:
                 self._ping()
-            due = min(due, self._spoke + self._ping_interval, self._give_up_at)
+            due = min(due, self._spoke + self._ping_interval)
         if self._state is not OVER:
             self._timer = self._loop.call_later(max(0.0, due - now), self._on_time)
 
     def _ping(self) -> None:
         if self._state is not BODY and not self._leave_headers():
             return  # the provider's answer is just there
+        self._pinged = True
         if not self._begun:
             self._begin(sse.PING)
             return
@@ -386,7 +401,7 @@ class Detached:
             data = b""
         if data == b"":
             self._finish(whole=True)
-        elif data and self._body.more:
+        elif self._body.more:
             self._loop.call_soon(self._drop)
 
     def _break(self) -> None:

@@ -129,6 +129,7 @@ class Service:
         self._started = 0  # the process whose upstream it is
         self._looking = 0  # the process whose clients are looked at
         self._draining = self._drained = False
+        self._stopped = False  # the loop is to end with the last stream
         self._walked = False  # a stream was, though the server would have let go of it
         self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
         self._forked = native.allocate_lock()  # guards the one above
@@ -174,6 +175,7 @@ class Service:
         with self._starting():
             if self._joined == os.getpid():
                 return
+            self._stopped = False
             joined = bus.create(self.settings, self._receive, self._loop, self._name)
             joined.start()
             self._bus, self._joined = joined, os.getpid()
@@ -205,8 +207,8 @@ class Service:
     def stop(self) -> None:
         """Aborts every stream (cause SHUTDOWN), closes idle connections, ends the loop's thread.
 
-        For tests and for the end of a process; a later `open` starts again. Nobody lets go of
-        clients that do not read any more: `drain` first, and wait until it is `at_rest`.
+        For tests and for the end of a process; a later `open` starts again. Does not wait: the loop
+        goes on until the last stream's client has its end, or takes no bytes.
         """
         self._end_streams()
         with self._starting():
@@ -216,14 +218,21 @@ class Service:
         joined.close()
         if upstream is not None:
             upstream.close()
-        self._loop.stop()
+        self._stopped = True
+        self._stop_loop()
         self._draining = self._drained = False
         atexit.unregister(self._leave)
+
+    def _stop_loop(self) -> None:
+        """Ends the loop's thread, if `stop` left it for the last stream, which has gone now."""
+        if self._stopped and self.at_rest():
+            self._loop.stop()
 
     def _leave(self) -> None:
         """At the end of a process; not of one that it has forked."""
         if self._joined == os.getpid():
             self.stop()
+            self._loop.stop()  # no thread is left that could end a stream
 
     def open(
         self,
@@ -413,6 +422,7 @@ class Service:
             stream.fail(UpstreamError("The provider could not be called."))
         finally:
             self.registry.leave(stream)
+            self._stop_loop()
 
     def _closed(self, stream: Stream, timer: Timer | None, outcome: Outcome) -> None:
         self._let_go(stream, timer)
@@ -420,6 +430,7 @@ class Service:
         with contextlib.suppress(OSError):  # the bus is broken, and has said so
             self._bus.release(_claim_of(stream))
         _log_outcome(outcome)
+        self._stop_loop()
 
     def _let_go(self, stream: Stream, timer: Timer | None) -> None:
         if timer is not None:

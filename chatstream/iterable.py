@@ -46,7 +46,7 @@ class StreamIterable:
             loop: What moves the stream where the server can detach it; None: nothing does.
         """
         self.stream = stream
-        self._connect = connect
+        self._connect: Callable[[Stream], None] | None = connect
         self._ping_interval = ping_interval
         self._headers_timeout = headers_timeout
         self._idle_timeout = idle_timeout
@@ -86,7 +86,7 @@ class StreamIterable:
             ping_interval=self._ping_interval,
             headers_timeout=self._headers_timeout,
             idle_timeout=self._idle_timeout,
-        ).start(self._connect)
+        ).start(self._call_provider)
         return True
 
     def __next__(self) -> bytes:
@@ -157,7 +157,13 @@ class StreamIterable:
         except StreamError as error:
             self.stream.fail(error)
         if not self.stream.ended:
-            self._connect(self.stream)
+            self._call_provider(self.stream)
+
+    def _call_provider(self, stream: Stream) -> None:
+        # Once: it has the whole request, which may be long, and the stream may be so too.
+        connect, self._connect = self._connect, None
+        if connect is not None:
+            connect(stream)
 
     def _receive(self, timeout: float) -> bytes:
         """What came from the provider within `timeout` seconds, in whole events."""

@@ -406,6 +406,7 @@ class _Call:
     def body(self, response: requests.Response) -> Body:
         if self.message is None or self.sock is None:
             return MockedBody(response)
+        response.request.body = None  # it is sent, may be long, and lives as long as the response
         return SocketBody(response, self.message, self.sock, self.stream)
 
 
@@ -651,7 +652,7 @@ class _Adapter(HTTPAdapter):
         pool: Any = self._pool
         if pool is None:
             pool = self._pool = super().get_connection_with_tls_context(*args, **keywords)
-        return pool  # type: ignore[no-any-return]
+        return pool
 
     def init_poolmanager(self, *args: Any, **keywords: Any) -> None:
         super().init_poolmanager(*args, **keywords)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import enum
 import socket
 from collections.abc import Callable, Iterator
@@ -54,14 +55,11 @@ class Exchange:
         self._answer: Any = None
         self._began = datetime.now()
         self._out = _Out()
+        self._context = contextvars.Context()  # the app's, for what runs in other threads
         self._whole = False
 
     def serve(self) -> Kept:
-        """Has the app answer.
-
-        Raises:
-            StopIteration: It failed after its headers were out; that is logged.
-        """
+        """Has the app answer. Raises what that raises before its headers are out."""
         kept = Kept.NO
         try:
             self._worker.cfg.pre_request(self._worker, self._req)
@@ -79,13 +77,18 @@ class Exchange:
 
     def finish(self) -> Kept:
         """Ends what the loop has left. Raises as `serve` does."""
+        return self._context.copy().run(self._finish)
+
+    def _finish(self) -> Kept:
+        kept = Kept.NO
         try:
             self._take_back()
             with self._closing_on_faults():
                 self._close_answer()
+                kept = self._kept() if self._whole else Kept.NO
         finally:
             self._after()
-        return self._kept() if self._whole else Kept.NO
+        return kept
 
     def _call_app(self) -> None:
         worker, conn = self._worker, self._conn
@@ -131,17 +134,19 @@ class Exchange:
 
     @contextlib.contextmanager
     def _closing_on_faults(self) -> Iterator[None]:
-        """Of what the app raises once its headers are out, the client can be told nothing."""
+        """Of what the app raises once its headers are out, the client can be told nothing.
+
+        That is logged here, and goes no further.
+        """
         try:
             yield
         except OSError:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit):
             if self._resp is None or not self._resp.headers_sent:
                 raise
             self._worker.log.exception("Error handling request")
             util.close_graceful(self.sock)
-            raise StopIteration from error
 
     # Detached
 
@@ -153,6 +158,7 @@ class Exchange:
         # Its very type: a wrapper may pass itself off as what it wraps, and wants to be walked.
         if not issubclass(type(self._answer), Detachable):
             return False
+        self._context = contextvars.copy_context()
         self._let_go()
         self._resp.sock = self._out
         if self._answer.detach(self):
@@ -175,11 +181,18 @@ class Exchange:
         self._resp.write(data)
         return self._out.taken()
 
+    def fail(self, error: Exception) -> None:
+        """The response cannot begin: what there is of it was not sent. In a thread."""
+        self._worker.handle_error(self._req, self.sock, self._conn.client, error)
+
     def frame(self, data: bytes) -> bytes:
         """More of the body, framed."""
         resp = self._resp
-        resp.sent += len(data)
-        return b"%X\r\n%b\r\n" % (len(data), data) if resp.chunked else data
+        if resp.chunked:
+            resp.sent += len(data)
+            return b"%X\r\n%b\r\n" % (len(data), data)
+        resp.write(data)  # knows what the app has said of the length
+        return self._out.taken()
 
     def end(self) -> bytes:
         """What ends the response."""
@@ -188,7 +201,8 @@ class Exchange:
 
     def run(self, callback: Callable[[], object]) -> None:
         """Runs it in a thread of the pool."""
-        self._worker.tpool.submit(self.logged, callback)
+        with contextlib.suppress(RuntimeError):  # see `ThreadWorker.resume`
+            self._worker.tpool.submit(self.logged, callback)
 
     def logged(self, callback: Callable[[], object]) -> None:
         """Runs it; what it raises is logged."""

@@ -16,7 +16,7 @@ import selectors
 import socket
 import ssl
 from collections.abc import Callable
-from functools import partial
+from concurrent import futures
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -272,16 +272,19 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def resume(self, conn: Any, exchange: Exchange) -> None:
         """In the loop's thread: what it has moved is over."""
-        with contextlib.suppress(RuntimeError):  # the pool is shut down: the process ends
-            fs = self.tpool.submit(self._finish, conn, exchange)
-            fs.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
+        # Where no thread can be started, the pool has it done by one of those that it has. Where it
+        # is shut down nothing is done: the process ends.
+        with contextlib.suppress(RuntimeError):
+            self.tpool.submit(self._finish, conn, exchange)
 
-    def _finish(self, conn: Any, exchange: Exchange) -> Any:
-        """In a thread."""
+    def _finish(self, conn: Any, exchange: Exchange) -> None:
+        """In a thread. Says itself what came of it: `submit` may have raised."""
+        fs: futures.Future[Any] = futures.Future()
         try:
-            return self._keepalive_after(conn, exchange.finish())
-        except StopIteration:
-            return False
+            fs.set_result(self._keepalive_after(conn, exchange.finish()))
+        except BaseException as error:  # as a pool has it
+            fs.set_exception(error)
+        self.method_queue.defer(self.finish_request, conn, fs)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """A request was served: waits for the next one, or for the client to close."""
