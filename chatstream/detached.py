@@ -310,6 +310,7 @@ class Detached:
         if self._state in (_State.HEADERS, _State.BODY):  # else it is the client that takes time
             if now >= self._give_up_at:
                 self._stream.fail(headers_late() if self._body is None else idle())
+                self._resume()  # now: what the provider says from here on comes too late
                 return
             if now >= self._spoke + self._ping_interval:
                 self._say(sse.PING)
