@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from gunicorn import util
 from gunicorn.http import wsgi
+
+_Result = TypeVar("_Result")
 
 
 class Kept(enum.Enum):
@@ -57,13 +58,7 @@ class Exchange:
         kept = Kept.NO
         try:
             self._worker.cfg.pre_request(self._worker, self._req)
-            with self._closing_on_faults():
-                self._call_app()
-                if self._detach():
-                    kept = Kept.DETACHED
-                else:
-                    self._walk()
-                    kept = self._kept()
+            kept = self._closing_on_faults(self._respond)
         finally:
             if kept is not Kept.DETACHED:
                 self._after()
@@ -74,11 +69,22 @@ class Exchange:
         try:
             self.sock.setblocking(True)
             self._resp.sock = self.sock
-            with self._closing_on_faults():
-                self._close_answer()
+            self._closing_on_faults(self._close_answer)
         finally:
             self._after()
         return self._kept() if self._whole else Kept.NO
+
+    def _respond(self) -> Kept:
+        self._call_app()
+        detached = False
+        try:
+            detached = self._detach()
+            if not detached:
+                self._walk()
+        finally:
+            if not detached:
+                self._close_answer()
+        return Kept.DETACHED if detached else self._kept()
 
     def _call_app(self) -> None:
         worker, conn = self._worker, self._conn
@@ -93,15 +99,12 @@ class Exchange:
         self._answer = worker.wsgi(self._environ, self._resp.start_response)
 
     def _walk(self) -> None:
-        try:
-            if isinstance(self._answer, self._environ["wsgi.file_wrapper"]):
-                self._resp.write_file(self._answer)
-            else:
-                for data in self._answer:
-                    self._resp.write(data)
-            self._resp.close()
-        finally:
-            self._close_answer()
+        if isinstance(self._answer, self._environ["wsgi.file_wrapper"]):
+            self._resp.write_file(self._answer)
+        else:
+            for data in self._answer:
+                self._resp.write(data)
+        self._resp.close()
 
     def _close_answer(self) -> None:
         worker = self._worker
@@ -122,11 +125,13 @@ class Exchange:
         except Exception:
             worker.log.exception("Exception in post_request hook")
 
-    @contextlib.contextmanager
-    def _closing_on_faults(self) -> Iterator[None]:
-        """Of what the app raises once its headers are out, the client can be told nothing."""
+    def _closing_on_faults(self, step: Callable[[], _Result]) -> _Result:
+        """Of what the app raises once its headers are out, the client can be told nothing.
+
+        Not a context manager: a generator may not raise StopIteration.
+        """
         try:
-            yield
+            return step()
         except OSError:
             raise
         except (Exception, SystemExit) as error:
@@ -148,11 +153,14 @@ class Exchange:
             return False
         self.sock.setblocking(False)
         self._resp.sock = self._out
-        if self._answer.detach(self):
-            return True
-        self._resp.sock = self.sock
-        self.sock.setblocking(True)
-        return False
+        detached = False
+        try:
+            detached = bool(self._answer.detach(self))
+        finally:
+            if not detached:
+                self._resp.sock = self.sock
+                self.sock.setblocking(True)
+        return detached
 
     def begin(self, data: bytes) -> bytes:
         """The head, and `data` framed."""
