@@ -357,6 +357,7 @@ class Detached:
         if self._state in (HEADERS, BODY):  # else it is the client that takes time
             if now >= self._give_up_at:
                 self._stream.fail(headers_late() if self._body is None else idle())
+                self._go_on()  # now: what the provider says from here on comes too late
                 return
             if now >= self._spoke + self._ping_interval:
                 self._ping()

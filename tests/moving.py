@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from chatstream import sse
-from chatstream.errors import StreamError, UpstreamError
+from chatstream.errors import StreamAborted, StreamError, UpstreamError
 from chatstream.iterable import StreamIterable
 from chatstream.loop import Loop
 from chatstream.outcome import Cause, Outcome, Phase
@@ -166,6 +166,7 @@ class Moved:
         chunked: bool = False,
         buffers: int | None = None,
         loop: Loop | None = None,
+        call: Callable[[Stream], None] | None = None,
         body: Callable[[socket.socket], Body] = SocketpairBody,
         **times: float,
     ) -> None:
@@ -175,6 +176,7 @@ class Moved:
             chunked: Whether the response is in chunks.
             buffers: Bytes of the client's connection, each way of looking at it.
             loop: Who watches the client; None for one of its own.
+            call: Calls another provider, in a thread.
             body: Makes the provider's answer, of our end of its connection.
             times: Others than `CLOCKS`.
         """
@@ -190,6 +192,7 @@ class Moved:
         self.refusal: StreamError | None = None
         self.starts = self.connects = 0
         self._answers = answers
+        self._call = call
         self._started = self._left = False
         self._received = b""
         self.stream.client = self.loop.watch(self.server, partial(self.stream.abort, Cause.CLIENT))
@@ -213,7 +216,9 @@ class Moved:
     def _connect(self, stream: Stream) -> None:
         self.connects += 1
         assert stream is self.stream
-        if self._answers:
+        if self._call is not None:
+            self.exchange.run(partial(self._call, stream))
+        elif self._answers:
             self.answer()
 
     def _close_iterable(self) -> None:
@@ -228,8 +233,9 @@ class Moved:
     # As the provider
 
     def answer(self) -> None:
-        self.stream.arm(self.sock)
-        self.stream.answered(self.body)
+        with contextlib.suppress(StreamAborted):
+            self.stream.arm(self.sock)
+            self.stream.answered(self.body)
 
     def say(self, *pieces: bytes) -> None:
         for piece in pieces:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flask
@@ -31,13 +32,17 @@ from chatstream import (
     StreamError,
     StreamIterable,
     Unconfirmed,
+    extension,
+    native,
     server,
+    slots,
 )
 from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
 from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
 from chatstream.errors import RequestTimeout, conflict
+from chatstream.slots import Slots
 from chatstream.upstream import MockedBody
 from tests.conftest import eventually
 
@@ -1087,6 +1092,139 @@ def test_slots_where_nothing_is_known(caplog: pytest.LogCaptureFixture) -> None:
     us.stop()
 
 
+class FakeWorker:
+    """A gunicorn worker, as far as slots go by it."""
+
+    def __init__(
+        self, *, detaches: bool | None, threads: int = 16, connections: int = 1000
+    ) -> None:
+        self.cfg = SimpleNamespace(threads=threads, worker_connections=connections)
+        if detaches is not None:
+            self.detaches = detaches
+
+
+@pytest.mark.parametrize(
+    ("detaches", "settings", "expected"),
+    [
+        (True, {}, Slots(968, 12)),
+        (True, {"max_streams": 20}, Slots(20, 12)),
+        (True, {"max_streams": 4}, Slots(4, 4)),
+        (True, {"detach": False}, Slots(12, 12)),
+        (True, {"detach": False, "max_streams": 20}, Slots(20, 20)),
+        (False, {}, Slots(12, 12)),  # HTTP/2, say
+        (None, {}, Slots(12, 12)),  # gunicorn's own gthread
+    ],
+)
+def test_slots_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, detaches: bool | None, settings: Any, expected: Slots
+) -> None:
+    """Where the loop moves the streams, threads do not bound them: only those that keep one."""
+    monkeypatch.setattr(server, "gunicorn_worker", lambda: FakeWorker(detaches=detaches))
+    monkeypatch.setattr(slots, "limit", lambda: 100_000)
+    us = Service(Settings(**{"upstream_url": URL, "max_streams": None, **settings}))
+    assert us.registry.slots == expected
+
+
+def test_slots_under_gevent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greenlets hold no thread: connections bound them."""
+    worker = FakeWorker(detaches=None, threads=1)
+    monkeypatch.setattr(server, "gunicorn_worker", lambda: worker)
+    monkeypatch.setattr(native, "patched", lambda: True)
+    assert Service(Settings(upstream_url=URL)).registry.slots == Slots(968, 968)
+
+
+def test_a_worker_that_is_known_only_after_the_fork(
+    provider: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With preload_app the app is made in the master: the slots are the worker's, at its first."""
+    us = Service(Settings(upstream_url=URL))
+    assert us.registry.slots == Slots(3, 3)
+    monkeypatch.setattr(server, "gunicorn_worker", lambda: FakeWorker(detaches=True))
+    monkeypatch.setattr(slots, "limit", lambda: 100_000)
+    walked(us.open(PAYLOAD))
+    assert us.registry.slots == Slots(968, 12)
+    us.stop()
+
+
+def test_more_slots_than_descriptors_is_said(
+    service: MakeService, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no worker of ours has refused to start: once, with what to do."""
+    monkeypatch.setattr(slots, "limit", lambda: 1024)
+    us = service(max_streams=1000)
+    for _ in range(2):
+        us.start()
+    said = [line for line in lines() if "descriptors" in line]
+    assert said == [slots.too_many(1000)]
+
+
+# Streams that are walked where they need not be
+
+
+@pytest.fixture
+def one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that would let go of streams, with five threads: four of them are for cancels."""
+    worker = FakeWorker(detaches=True, threads=5)
+    monkeypatch.setattr(server, "gunicorn_worker", lambda: worker)
+    monkeypatch.setattr(slots, "limit", lambda: 100_000)
+
+
+def test_a_walk_beyond_the_threads_is_busy(
+    one_walk: None, service: MakeService, gate: Gate
+) -> None:
+    """There are slots, but the thread that it would keep is a cancel's. The first one's goes on."""
+    us = service(ping_interval=0.02, max_streams=None)
+    first, second = us.open(PAYLOAD, session_id="s-1"), us.open(PAYLOAD, session_id="s-2")
+    assert next(first) == b": ping\n\n"
+    assert next(second, b"") == b""
+    assert second.refusal is not None
+    assert (second.refusal.code, second.refusal.status) == ("busy", 503)
+    second.close()
+    assert us.abort("s-1") is True
+    first.close()
+    gate.go_on.set()
+    eventually(lambda: len(us.registry) == 0)
+    third = us.open(PAYLOAD)
+    assert next(third) in (EVENT + DONE, b": ping\n\n"), "its thread is free again"
+    third.close()
+
+
+def test_one_line_says_that_streams_are_walked(
+    one_walk: None, service: MakeService, provider: responses.RequestsMock, lines: Lines
+) -> None:
+    """However many are: what it is about, and what it costs."""
+    us = service(max_streams=None)
+    for _ in range(3):
+        assert walked(us.open(PAYLOAD)) == EVENT + DONE
+    [line] = [line for line in lines() if "middleware" in line]
+    assert "1 at a time" in line
+    assert "CHATSTREAM_THREADS" in line
+
+
+@pytest.mark.parametrize("detaches", [False, None])
+def test_no_line_where_all_streams_are(
+    service: MakeService,
+    provider: responses.RequestsMock,
+    lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+    detaches: bool | None,
+) -> None:
+    """Another server than ours walks them all, and nothing is to be said of it."""
+    worker = FakeWorker(detaches=detaches)
+    monkeypatch.setattr(server, "gunicorn_worker", lambda: worker)
+    assert walked(service().open(PAYLOAD)) == EVENT + DONE
+    assert not [line for line in lines() if "middleware" in line]
+
+
+def test_detach_is_a_setting(service: MakeService, provider: responses.RequestsMock) -> None:
+    """CHATSTREAM_DETACH=0: the server is told to walk."""
+    for detach in (True, False):
+        us = service(detach=detach)
+        iterable = us.open(PAYLOAD)
+        assert (iterable._loop is not None) is detach
+        walked(iterable)
+
+
 @pytest.mark.parametrize(
     ("watched", "settings"),
     [(True, {}), (False, {"stream_deadline": 5.0}), (True, {"stream_deadline": 5.0})],
@@ -1500,6 +1638,48 @@ def test_how_often_clients_are_looked_at(
     monkeypatch.setattr(us._loop, "call_later", lambda delay, callback: delays.append(delay))
     us._begin_looking()
     assert delays == [interval]
+
+
+def test_many_clients_are_looked_at_in_turns(
+    service: MakeService, provider: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many at a time: between two turns the loop does what else it has to. Then it rests."""
+    monkeypatch.setattr(extension, "LOOKS", 4)
+    us = service(max_streams=10)
+    iterables = [us.open(PAYLOAD) for _ in range(10)]
+    looked: list[int] = []
+    turns: list[Callable[[], object]] = []
+    delays: list[float] = []
+    monkeypatch.setattr(extension, "_look_at", lambda stream, timeout: looked.append(stream.number))
+    monkeypatch.setattr(us._loop, "call_soon", turns.append)
+    monkeypatch.setattr(us._loop, "call_later", lambda delay, callback: delays.append(delay))
+    us._begin_looking()
+    for expected in (4, 8):
+        assert (len(looked), len(turns), delays) == (expected, 1, [])
+        turns.pop()()
+    assert sorted(looked) == list(range(1, 11))
+    assert (turns, delays) == ([], [7.5])
+    monkeypatch.undo()
+    for iterable in iterables:
+        iterable.close()
+
+
+def test_one_that_cannot_be_looked_at_does_not_hide_the_next_turns(
+    service: MakeService, provider: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others of its turn are looked at the next time; those of the next turns, now."""
+    monkeypatch.setattr(extension, "LOOKS", 1)
+    us = service()
+    iterables = [us.open(PAYLOAD) for _ in range(2)]
+    turns: list[Callable[[], object]] = []
+    monkeypatch.setattr(extension, "_look_at", lambda stream, timeout: 1 / 0)
+    monkeypatch.setattr(us._loop, "call_soon", turns.append)
+    with pytest.raises(ZeroDivisionError):
+        us._begin_looking()
+    assert len(turns) == 1
+    monkeypatch.undo()
+    for iterable in iterables:
+        iterable.close()
 
 
 def test_a_client_that_cannot_be_looked_at(

@@ -627,6 +627,142 @@ def test_no_descriptor_to_read_is_busy(loop: Loop, left: int) -> None:
         loop.forget_ready(ours.fileno())
 
 
+# Room to write
+
+
+def test_room_to_write(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    """The callback runs as long as there is some, and again when there is some again."""
+    server, client = pair
+    ran = threading.Event()
+    fill(server)
+    loop.on_writable(server.fileno(), ran.set)
+    settled(loop)
+    assert not ran.is_set()
+    while not ran.wait(0.01):
+        client.recv(1 << 20)
+    loop.forget_ready(server.fileno())
+    settled(loop)
+    ran.clear()
+    settled(loop)
+    assert not ran.is_set()
+
+
+@pytest.mark.parametrize("leave", [lambda sock: sock.close(), reset], ids=["FIN", "RST"])
+def test_nobody_to_write_to(
+    loop: Loop,
+    pair: tuple[socket.socket, socket.socket],
+    leave: Callable[[socket.socket], object],
+) -> None:
+    """Who waits for room is told when the peer is gone: the write says so then."""
+    server, client = pair
+    fill(server)
+    failed = threading.Event()
+
+    def write() -> None:
+        with suppress(BlockingIOError):
+            try:
+                server.send(b"x")
+            except ConnectionError:
+                loop.forget_ready(server.fileno())
+                failed.set()
+
+    loop.on_writable(server.fileno(), write)
+    leave(client)
+    assert failed.wait(5)
+
+
+def test_one_waits_for_room_and_is_watched(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """The watch has a descriptor of its own: each says what it is for."""
+    server, client = pair
+    left, room = threading.Event(), threading.Event()
+    watch = loop.watch(server, left.set)
+    loop.on_writable(server.fileno(), room.set)
+    assert room.wait(5)
+    loop.forget_ready(server.fileno())
+    assert not left.is_set()
+    client.close()
+    assert left.wait(5)
+    watch.release()
+
+
+# What is to be done soon
+
+
+def test_what_is_soon_runs_in_the_loops_thread_in_its_order(loop: Loop) -> None:
+    """From any thread, and from the loop's own; once each."""
+    ran: list[int] = []
+    idents: set[int] = set()
+    done = threading.Event()
+
+    def step(number: int) -> None:
+        ran.append(number)
+        idents.add(threading.get_ident())
+        if number == 9:
+            loop.call_soon(done.set)
+
+    for number in range(10):
+        loop.call_soon(lambda number=number: step(number))  # type: ignore[misc]
+    assert done.wait(5)
+    assert ran == list(range(10))
+    assert len(idents - {threading.get_ident()}) == 1
+
+
+def test_what_is_soon_wakes_a_sleeping_loop(loop: Loop) -> None:
+    """Soon is not when the next timer is due."""
+    settled(loop)
+    ran = threading.Event()
+    begin = time.monotonic()
+    loop.call_soon(ran.set)
+    assert ran.wait(5)
+    assert time.monotonic() - begin < 1
+
+
+def test_what_asks_for_itself_again_leaves_others_their_turn(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """A callback that goes on for ever does so a turn at a time: sockets and timers have theirs."""
+    server, client = pair
+    going = True
+
+    def again() -> None:
+        if going:
+            loop.call_soon(again)
+
+    loop.call_soon(again)
+    left, late = threading.Event(), threading.Event()
+    watch = loop.watch(server, left.set)
+    loop.call_later(0.01, late.set)
+    client.close()
+    assert left.wait(5)
+    assert late.wait(5)
+    going = False
+    watch.release()
+
+
+def test_what_is_soon_and_fails(loop: Loop, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is told on standard error, and what comes after it runs."""
+    ran = threading.Event()
+    loop.call_soon(lambda: [][0])
+    loop.call_soon(ran.set)
+    assert ran.wait(5)
+    assert "IndexError" in capfd.readouterr().err
+
+
+def test_what_was_soon_is_forgotten_by_a_stop(loop: Loop) -> None:
+    """As timers are."""
+    busy, go = threading.Event(), threading.Event()
+    ran: list[str] = []
+    loop.call_soon(lambda: (busy.set(), go.wait(5)))
+    assert busy.wait(5)
+    loop.call_soon(lambda: ran.append("soon"))
+    loop.stop()
+    go.set()
+    settled(loop)
+    assert ran == []
+
+
 # Clocks
 
 

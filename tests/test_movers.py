@@ -120,6 +120,14 @@ def test_a_quiet_provider_fails_the_stream(move: MakeMoved, ping_interval: float
     assert m.end().code == "upstream_idle"
 
 
+def test_a_provider_that_answers_and_says_nothing(move: MakeMoved) -> None:
+    """From its headers on that is the idle timeout's: before any byte, a refusal."""
+    m = move(idle_timeout=0.2)
+    assert m.rest() == []
+    assert m.refusal is not None
+    assert (m.refusal.code, m.refusal.status) == ("upstream_idle", 502)
+
+
 def test_keep_alive_comments_are_life(move: MakeMoved) -> None:
     """Case 6: a provider that sends comments is not idle, and they are relayed."""
     m = move(idle_timeout=0.3)

@@ -368,3 +368,48 @@ def test_names_do_not_accumulate(registry: Registry) -> None:
         gone(registry, live(f"s-{n}", f"t-{n}", f"owner-{n}"))
     assert len(registry) == 0
     assert (registry._sessions, registry._streams, dict(registry._holders)) == ({}, {}, {})
+
+
+# Streams that keep a thread
+
+
+def test_no_more_walks_than_there_are_threads() -> None:
+    """The one beyond it is busy, though there are slots; it has its slot until it is removed."""
+    registry = Registry(Slots(8, 2))
+    streams = [live(f"s-{n}") for n in range(3)]
+    for stream in streams:
+        assert registry.add(stream) is None
+    registry.walk(streams[0])
+    registry.walk(streams[1])
+    with pytest.raises(Busy) as caught:
+        registry.walk(streams[2])
+    assert (caught.value.code, caught.value.status) == ("busy", 503)
+    assert len(registry) == 3
+    assert streams[2] is registry.find("", "s-2"), "it has a slot, and can be cancelled"
+
+
+def test_a_walk_ends_with_its_stream() -> None:
+    """Its thread is free again when the stream is removed, not when it has its verdict."""
+    registry = Registry(Slots(8, 1))
+    first, second = live("s-1"), live("s-2")
+    for stream in (first, second):
+        registry.add(stream)
+    registry.walk(first)
+    first.abort(Cause.CANCEL)
+    with pytest.raises(Busy):
+        registry.walk(second)
+    registry.remove(first)
+    registry.walk(second)
+
+
+def test_who_was_not_walked_frees_no_thread() -> None:
+    """The removal of a stream that the loop has moved changes nothing of the others'."""
+    registry = Registry(Slots(8, 1))
+    walked, detached, next_one = live("s-1"), live("s-2"), live("s-3")
+    for stream in (walked, detached, next_one):
+        registry.add(stream)
+    registry.walk(walked)
+    detached.complete()
+    registry.remove(detached)
+    with pytest.raises(Busy):
+        registry.walk(next_one)

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import resource
+import select
 import socket
 import ssl
 import struct
@@ -956,6 +957,131 @@ def test_each_receive_has_its_own_timeout(
         with pytest.raises(TimeoutError):
             body.receive(timeout)
         assert timeout * 0.99 <= time.monotonic() - begin < timeout + 0.6
+    body.close()
+
+
+# The body as the loop reads it
+
+
+def said_on_a_sign(head: bytes, *pieces: bytes) -> tuple[Script, threading.Event]:
+    """Answers with `head`; with the pieces when told to; then waits for the close."""
+    go_on = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(head)
+        assert go_on.wait(10)
+        peer.send(*pieces)
+        peer.wait_closed()
+
+    return script, go_on
+
+
+def test_a_detached_body_never_waits(
+    provider: MakeProvider, upstream: MakeUpstream, stream: Stream
+) -> None:
+    """What came with the headers first; then None for nothing there, b"" for the end, ever after.
+
+    The descriptor it gives is the socket's own: that shows when there is more.
+    """
+    script, go_on = said_on_a_sign(CHUNKED + chunk(EVENT), chunk(DONE), chunk(b""))
+    body = opened(upstream(provider(script).url), stream)
+    fd = body.detach()
+    assert body.receive_now() == EVENT
+    assert [body.receive_now(), body.receive_now()] == [None, None]
+    assert not body.more
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    assert poll.poll(0) == []
+    go_on.set()
+    got = b""
+    while not got.endswith(DONE):
+        assert poll.poll(5000)
+        got += body.receive_now() or b""
+    assert got == DONE
+    eventually(lambda: body.receive_now() == b"", "the end")
+    assert body.receive_now() == b""
+    assert body.more, "the end is known, whatever the socket shows"
+    stream.complete()
+    body.close()
+
+
+def test_a_detached_bodys_connection_serves_the_next_stream(
+    provider: MakeProvider, upstream: MakeUpstream
+) -> None:
+    """Its timeouts are the next call's own: also for one that waits."""
+    there = provider(always_says(WHOLE))
+    us = upstream(there.url)
+    for _ in range(2):
+        stream = Stream("s", "t")
+        body = opened(us, stream)
+        body.detach()
+        eventually(lambda body=body: body.receive_now() == b"", "the end")  # type: ignore[misc]
+        stream.complete()
+        body.close()
+        assert whole_call(us) == EVENT + DONE
+    assert len(there.peers) == 1
+
+
+@pytest.mark.parametrize(
+    ("pieces", "how"), [([chunk(EVENT)], "reset"), ([chunk(EVENT)], "close"), ([b"zz\r\n"], "stay")]
+)
+def test_a_detached_body_that_breaks_is_truncated(
+    provider: MakeProvider, upstream: MakeUpstream, stream: Stream, pieces: list[bytes], how: str
+) -> None:
+    """The same faults as of one that waits, raised where it is read."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(CHUNKED, *pieces)
+        if how == "reset":
+            eventually(lambda: read_all.is_set())
+            peer.reset()
+        elif how == "stay":
+            peer.wait_closed()
+
+    read_all = threading.Event()
+    body = opened(upstream(provider(script).url), stream)
+    body.detach()
+
+    def fault() -> UpstreamError | None:
+        try:
+            if body.receive_now() == EVENT:
+                read_all.set()
+        except UpstreamError as error:
+            return error
+        return None
+
+    assert eventually(fault, "the fault").code == "upstream_truncated"  # type: ignore[union-attr]
+    body.close()
+
+
+@pytest.mark.parametrize("size", [1000, 12_000, 16_000])
+def test_a_detached_tls_body_says_what_is_left(
+    provider: MakeProvider,
+    upstream: MakeUpstream,
+    stream: Stream,
+    tls: Callable[[Script], Script],
+    size: int,
+) -> None:
+    """Of one record http.client takes a part with the headers. The socket shows none of the rest,
+    so as long as there is some `more` says so.
+    """
+    event = b"data: " + b"x" * (size - 8) + b"\n\n"
+    script, go_on = said_on_a_sign(CHUNKED + chunk(event))
+    there = provider(tls(script))
+    body = opened(upstream(there.url.replace("http:", "https:")), stream)
+    fd = body.detach()
+    got = body.receive_now() or b""
+    while body.more:
+        got += body.receive_now() or b""
+    assert got == event
+    assert body.receive_now() is None
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    assert poll.poll(0) == []
+    stream.abort(Cause.CANCEL)
+    go_on.set()
     body.close()
 
 

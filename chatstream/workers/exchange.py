@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import enum
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -63,13 +63,7 @@ class Exchange:
         kept = Kept.NO
         try:
             self._worker.cfg.pre_request(self._worker, self._req)
-            with self._closing_on_faults():
-                self._call_app()
-                if self._detach():
-                    kept = Kept.DETACHED
-                else:
-                    self._walk()
-                    kept = self._kept()
+            kept = self._closing_on_faults(self._respond)
         finally:
             if kept is not Kept.DETACHED:
                 self._after()
@@ -80,15 +74,27 @@ class Exchange:
         return self._context.copy().run(self._finish)
 
     def _finish(self) -> Kept:
-        kept = Kept.NO
         try:
             self._take_back()
-            with self._closing_on_faults():
-                self._close_answer()
-                kept = self._kept() if self._whole else Kept.NO
+            return self._closing_on_faults(self._end_response)
         finally:
             self._after()
-        return kept
+
+    def _end_response(self) -> Kept:
+        self._close_answer()
+        return self._kept() if self._whole else Kept.NO
+
+    def _respond(self) -> Kept:
+        self._call_app()
+        detached = False
+        try:
+            detached = self._detach()
+            if not detached:
+                self._walk()
+        finally:
+            if not detached:
+                self._close_answer()
+        return Kept.DETACHED if detached else self._kept()
 
     def _call_app(self) -> None:
         worker, conn = self._worker, self._conn
@@ -103,15 +109,12 @@ class Exchange:
         self._answer = worker.wsgi(self._environ, self._resp.start_response)
 
     def _walk(self) -> None:
-        try:
-            if isinstance(self._answer, self._environ["wsgi.file_wrapper"]):
-                self._resp.write_file(self._answer)
-            else:
-                for data in self._answer:
-                    self._resp.write(data)
-            self._resp.close()
-        finally:
-            self._close_answer()
+        if isinstance(self._answer, self._environ["wsgi.file_wrapper"]):
+            self._resp.write_file(self._answer)
+        else:
+            for data in self._answer:
+                self._resp.write(data)
+        self._resp.close()
 
     def _close_answer(self) -> None:
         worker = self._worker
@@ -132,14 +135,13 @@ class Exchange:
         except Exception:
             worker.log.exception("Exception in post_request hook")
 
-    @contextlib.contextmanager
-    def _closing_on_faults(self) -> Iterator[None]:
+    def _closing_on_faults(self, step: Callable[[], Kept]) -> Kept:
         """Of what the app raises once its headers are out, the client can be told nothing.
 
         That is logged here, and goes no further.
         """
         try:
-            yield
+            return step()
         except OSError:
             raise
         except (Exception, SystemExit):
@@ -147,6 +149,7 @@ class Exchange:
                 raise
             self._worker.log.exception("Error handling request")
             util.close_graceful(self.sock)
+            return Kept.NO
 
     # Detached
 
@@ -161,10 +164,13 @@ class Exchange:
         self._context = contextvars.copy_context()
         self._let_go()
         self._resp.sock = self._out
-        if self._answer.detach(self):
-            return True
-        self._take_back()
-        return False
+        detached = False
+        try:
+            detached = bool(self._answer.detach(self))
+        finally:
+            if not detached:
+                self._take_back()
+        return detached
 
     def _let_go(self) -> None:
         """Makes the client's socket one for the loop."""

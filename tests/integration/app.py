@@ -99,6 +99,24 @@ def hidden(environ: dict[str, object], start_response: object) -> object:
     return app(environ, start_response)  # type: ignore[arg-type]
 
 
+class Watched:
+    """What a monitoring middleware makes of each response, to see its end: as Sentry's does."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __iter__(self) -> Any:
+        yield from self._response
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def watched(environ: dict[str, object], start_response: Any) -> Watched:
+    """The same app behind such a middleware."""
+    return Watched(app(environ, start_response))
+
+
 other = Flask("other")
 ChatStream(other)
 both = DispatcherMiddleware(app, {"/other": other})  # two services in one process

@@ -1,207 +1,246 @@
-"""Streams that hold no thread, in a real worker, amid what goes wrong in apps."""
+"""Streams that hold no thread: many more of them than there are, in one real worker."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import socket
+import os
+import signal
 import ssl
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import eventually
+from tests.integration.client import Client
 from tests.integration.conftest import Certificate, Rig
-from tests.integration.processes import Provider, Server
-from tests.integration.test_servers import serving
+from tests.integration.processes import Provider, Server, ends, is_running
+from tests.integration.test_drain import SHUT_DOWN
 
-UNRULY = "tests.integration.unruly:app"
+THREADS = 8
+MANY = 100
+"""Streams at a time: of these threads each would have a dozen."""
 
-EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
-FINISH = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-DONE = b"data: [DONE]\n\n"
-
-
-@pytest.fixture(scope="module")
-def unruly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    log = tmp_path_factory.mktemp("server") / "log"
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(log, provider, app=UNRULY, CHATSTREAM_THREADS="8") as rig,
-    ):
-        yield rig
+Rigs = Callable[..., Rig]
 
 
-@pytest.fixture(params=["1", "0"], ids=["detached", "iterable"])
-def detach(request: pytest.FixtureRequest) -> str:
-    """Both movers: what is promised here is so of both."""
-    return str(request.param)
+@pytest.fixture
+def rig(rigs: Rigs) -> Iterator[Rig]:
+    """A server whose threads are few, left as it was found."""
+    rig = rigs("plain", "gthread", CHATSTREAM_THREADS=str(THREADS))
+    yield rig
+    rig.check_leaks()
 
 
-def test_a_response_that_breaks_off_is_logged_once(log_file: Path) -> None:
-    """A host's route that raises in its body: one traceback, and no second answer in the log."""
-    options = ("--threads", "1", "--access-logfile", "-")  # so the next request comes after it
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(log_file, provider, *options, app=UNRULY) as rig,
-    ):
-        client = rig.client()
-        client.sock.sendall(b"GET /breaks HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert client.to_the_end().endswith(b"\r\n3\r\none\r\n")
-        client.close()
-        assert rig.server.get("/debug")[0] == 200
-        assert rig.server.log().count("Traceback") == 1
-        assert rig.server.log().count("GET /breaks") == 1
-
-
-@pytest.mark.parametrize("fault", ["raises", "header"])
-def test_a_response_that_cannot_begin_is_a_500(unruly: Rig, fault: str) -> None:
-    """`start_response` raises, after the provider has answered: the client is told, as ever."""
-    client = unruly.client().post(fault, headers={"X-Start": fault}, simulate={"rate": 100})
-    status, headers = client.head()
-    assert (status, headers["connection"]) == (500, "close")
-    assert b"Internal Server Error" in client.to_the_end()
-    assert "aborted by client" in unruly.server.ending_of(fault)
-
-
-def test_no_more_is_sent_than_the_app_has_announced(unruly: Rig) -> None:
-    """A Content-Length that an app sets is kept: the next response is not behind the rest."""
-    plan = {"tokens": 5, "rate": 100}
-    client = unruly.client().post("length", headers={"X-Start": "length"}, simulate=plan)
-    assert client.head()[1]["content-length"] == "300"
-    client.exactly(300)
-    assert "completed" in unruly.server.ending_of("length")
-    assert client.ask("GET", "/debug")[0] == 200
-
-
-def test_the_apps_context_is_there_to_the_end(unruly: Rig) -> None:
-    """What runs when a response is closed finds its own request's context variables."""
-    names = [f"who{number}" for number in range(6)]
-    clients = [
-        unruly.client().post(name, headers={"X-Who": name}, simulate={"tokens": 5, "rate": 50})
-        for name in names
-    ]
-    for client in clients:
-        client.head()
-        client.body()
-
-    def closed() -> list[list[str]]:
-        entries: list[list[str]] = json.loads(unruly.server.get("/closed")[1])
-        return sorted(entries)
-
-    eventually(lambda: len(closed()) == len(names), "all closed")
-    assert [[name, name] for name in names] == closed()
-
-
-def test_stop_ends_what_is_live(log_file: Path, detach: str) -> None:
-    """`Service.stop` does not wait, and leaves no client without an end and no slot taken."""
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(log_file, provider, app=UNRULY, CHATSTREAM_DETACH=detach) as rig,
-    ):
-        bodies = {name: rig.client().post(name, simulate={"rate": 50}) for name in "abcdefgh"}
-        for body in bodies.values():
-            body.until(b'"content"')
-        early = rig.client().post("early", simulate={"headers_after": 60})
-        eventually(lambda: rig.server.debug()["live"] == 9, "nine streams")
-        assert rig.server.get("/stop") == (200, b"stopped")
-        for body in bodies.values():
-            body.head()
-            assert b'"code": "shutting_down"' in body.body()
-        assert early.head()[0] == 503
-        for session in (*bodies, "early"):
-            assert "aborted by shutdown" in rig.server.ending_of(session)
-        eventually(lambda: rig.server.debug()["slots"] == 0, "no slot taken")
-        again = rig.client().post("again", simulate={"tokens": 2, "rate": 100})
-        again.head()
-        assert again.body().endswith(DONE)
-
-
-def test_the_idle_clock_goes_on_behind_a_ping(log_file: Path, detach: str) -> None:
-    """A ping is no sign of life of the provider's, also where it is what begins the response."""
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(
-            log_file,
-            provider,
-            CHATSTREAM_DETACH=detach,
-            CHATSTREAM_PING_INTERVAL="1.6",
-            CHATSTREAM_UPSTREAM_IDLE_TIMEOUT="2",
-        ) as rig,
-    ):
-        client = rig.client().post("idle", simulate={"silent_after": 0})
-        client.head()
-        assert b'"code": "upstream_idle"' in client.body()
-        assert 1.9 < duration(rig, "idle") < 3.2
-
-
-def test_an_idle_timeout_shorter_than_a_ping(log_file: Path, detach: str) -> None:
-    """The provider is given up when its time is over, whenever the next ping is due."""
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(
-            log_file, provider, CHATSTREAM_DETACH=detach, CHATSTREAM_UPSTREAM_IDLE_TIMEOUT="1"
-        ) as rig,
-    ):
-        client = rig.client().post("idle", simulate={"silent_after": 0, "headers_after": 0.5})
-        assert client.head()[0] == 502
-        assert duration(rig, "idle") < 4
-
-
-def duration(rig: Rig, session: str) -> float:
-    return float(rig.server.ending_of(session).rpartition("duration=")[2].split("s")[0])
-
-
-def test_what_tls_has_read_already(log_file: Path, certificate: Certificate, detach: str) -> None:
-    """What http.client and OpenSSL hold goes over, wherever one ends and the other begins."""
-    with one_record(certificate) as port:
-        server = Server(
-            log_file,
-            CHATSTREAM_DETACH=detach,
-            CHATSTREAM_UPSTREAM_URL=f"https://localhost:{port}/v1",
-            REQUESTS_CA_BUNDLE=certificate.authority,
-        )
-        rig = Rig(server, None)
-        try:
-            client = rig.client(timeout=8).post("tls")
-            client.head()
-            assert client.body() == 3 * EVENT + FINISH + DONE
-        finally:
-            rig.close_clients()
-            server.stop()
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with contextlib.closing(Provider()) as provider:
+        yield provider
 
 
 @contextlib.contextmanager
-def one_record(certificate: Certificate) -> Iterator[int]:
-    """A provider whose whole answer is one TLS record.
+def serving(
+    log: Path, provider: Provider, *options: str, app: str = "app", **more: object
+) -> Iterator[Rig]:
+    """A server of a test's own, with a few threads."""
+    environ = {"CHATSTREAM_THREADS": str(THREADS), "CHATSTREAM_UPSTREAM_URL": provider.url}
+    server = Server(log, *options, app=f"tests.integration.app:{app}", **{**environ, **more})  # type: ignore[arg-type]
+    rig = Rig(server, provider)
+    try:
+        yield rig
+        assert server.errors() == []
+    finally:
+        rig.close_clients()
+        server.stop()
 
-    http.client's buffer (8192 bytes) has the headers and half of a chunk's size line.
+
+def crowd(rig: Rig, prefix: str, count: int = MANY, **simulate: object) -> list[Client]:
+    """So many streams, each of which has begun. Others than detached ones could not have."""
+    clients = []
+    for number in range(count):
+        name = f"{prefix}-{number}"
+        clients.append(rig.client().post(name, simulate={"id": name, **simulate}))
+    for client in clients:
+        client.until(b'"content"')
+        client.head()
+    assert rig.server.debug()["live"] == count > THREADS
+    return clients
+
+
+def test_a_hundred_streams_on_eight_threads(rig: Rig) -> None:
+    """All get all of their events, and nothing is late for it: pages and cancels are answered."""
+    clients = crowd(rig, "all", rate=10, tokens=30)
+    before = time.monotonic()
+    assert rig.server.get("/hello") == (200, b"hello")
+    assert rig.server.cancel("all-7")[0] == 200
+    assert time.monotonic() - before < 2
+    assert rig.provider.request("all-7", "closed")["closed_by"] == "client"
+    for number, client in enumerate(clients):
+        body = client.body()
+        assert body.endswith(b"data: [DONE]\n\n") == (number != 7)
+        assert (body.count(b'"content"') == 30) == (number != 7)
+    assert " cause=cancel " in rig.server.ending_of("all-7")
+    for number in (0, MANY - 1):
+        assert " completed " in rig.server.ending_of(f"all-{number}")
+
+
+def test_its_threads_are_few(rig: Rig) -> None:
+    """The kernel's count: the pool, the loop, the main one; not one for each stream."""
+    crowd(rig, "few", rate=10, tokens=5000)
+    eventually(lambda: rig.server.debug()["calls"] == [], "the end of all calls")
+    tasks = os.listdir(f"/proc/{rig.server.worker}/task")
+    assert len(tasks) <= THREADS + 4
+
+
+def test_a_hundred_clients_leave_at_once(rig: Rig) -> None:
+    """Each is noticed, by its socket, and its provider told."""
+    clients = crowd(rig, "leave", silent_after=1)
+    for number, client in enumerate(clients):
+        (client.close if number % 2 else client.reset)()
+    for number in range(MANY):
+        assert rig.provider.request(f"leave-{number}", "closed")["closed_by"] == "client"
+    assert " cause=client " in rig.server.ending_of("leave-0")
+
+
+def test_streams_that_await_their_headers_hold_no_thread(rig: Rig) -> None:
+    """A provider that hangs takes nothing from a cancel, nor from a page."""
+    clients = [
+        rig.client().post(f"wait-{n}", simulate={"id": f"wait-{n}", "headers_after": 60})
+        for n in range(20)
+    ]
+    for number in range(20):
+        rig.provider.request(f"wait-{number}")
+    before = time.monotonic()
+    assert rig.server.get("/hello") == (200, b"hello")
+    for number in range(20):
+        assert rig.server.cancel(f"wait-{number}")[0] == 200
+    assert time.monotonic() - before < 5
+    for client in clients:
+        assert client.head()[0] == 200
+        assert client.body() == b""
+
+
+def test_connections_go_on_after_their_streams(rig: Rig) -> None:
+    """Each of many serves another stream, and a page; what was asked for meanwhile, too."""
+    clients = crowd(rig, "first", rate=20, tokens=10)
+    get = b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for client in clients[: MANY // 2]:
+        client.sock.sendall(get)  # the next request does not wait for the stream's end
+    for number, client in enumerate(clients):
+        if number < MANY // 2:
+            client.until(b"0\r\n\r\nHTTP/1.1 200 OK\r\n")
+            continue
+        assert client.body().endswith(b"data: [DONE]\n\n")
+        assert client.ask("GET", "/hello")[2] == b"hello"
+        client.post(f"second-{number}", simulate={"tokens": 1, "rate": 100})
+        client.head()
+        assert client.body().endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+def test_a_signal_tells_them_all(
+    tmp_path: Path, provider: Provider, number: signal.Signals
+) -> None:
+    """SIGTERM drains them, the others end them at once: each client has its last words, each
+    stream its line, and then the worker goes.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate.cert)
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
-    head += b"X-Pad: %b\r\n\r\n" % (b"a" * (8191 - len(head) - len(b"X-Pad: \r\n\r\n")))
-    body = 3 * EVENT + FINISH + DONE
-    left = threading.Event()
+    drain = "1" if number is signal.SIGTERM else "3600"
+    with serving(tmp_path / "log", provider, CHATSTREAM_DRAIN=drain) as rig:
+        worker = rig.server.worker
+        clients = crowd(rig, "told", silent_after=2)
+        os.kill(worker, number)
+        for client in clients:
+            assert client.body().endswith(SHUT_DOWN)
+        lines = [line for line in rig.server.log().splitlines() if ends(line)]
+        assert sum(" aborted by shutdown " in line for line in lines) == len(lines) == MANY
+        rig.close_clients()
+        eventually(lambda: not is_running(worker), "the worker's end")
+        eventually(lambda: rig.server.workers and rig.server.worker, "the next worker")
 
-    def serve(listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            sock, _ = listener.accept()
-            with context.wrap_socket(sock, server_side=True) as peer:
-                peer.settimeout(10)
-                while not peer.recv(65536).endswith(b"}"):
-                    pass
-                peer.sendall(head + b"%X\r\n%b\r\n0\r\n\r\n" % (len(body), body))
-                left.wait(10)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,))
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            left.set()
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+def test_max_requests_waits_for_them(tmp_path: Path, provider: Provider) -> None:
+    """Who can finish does; the rest is told when its time is over. Streams count as requests."""
+    options = ["--max-requests", "60", "--max-requests-jitter", "0"]
+    with serving(tmp_path / "log", provider, *options, CHATSTREAM_DRAIN="1.5") as rig:
+        worker = rig.server.worker
+        short = crowd(rig, "short", 20, rate=10, tokens=10)
+        long = [
+            rig.client().post(f"long-{n}", simulate={"id": f"long-{n}", "silent_after": 1})
+            for n in range(20)
+        ]
+        for client in long:
+            client.until(b'"content"')
+            client.head()
+        for _ in range(20):
+            with contextlib.suppress(OSError):
+                rig.server.get("/hello")
+        assert "Autorestarting worker" in rig.server.log()
+        for client in short:
+            assert client.body().endswith(b"data: [DONE]\n\n")
+        for client in long:
+            assert client.body().endswith(SHUT_DOWN)
+        rig.close_clients()
+        eventually(lambda: not is_running(worker), "the worker's end")
+        eventually(lambda: rig.server.workers and rig.server.worker, "the next worker")
+
+
+def test_tls_on_both_sides(log_file: Path, certificate: Certificate) -> None:
+    """As many, over TLS: what a client is slow to take comes whole; a stop is a stop."""
+    trust = ssl.create_default_context(cafile=certificate.authority)
+    options = ["--certfile", certificate.cert]
+    with (
+        contextlib.closing(Provider(certfile=certificate.cert)) as provider,
+        serving(
+            log_file, provider, *options, tls=trust, REQUESTS_CA_BUNDLE=certificate.authority
+        ) as rig,
+    ):
+        simulate = {"rate": 0, "tokens": 50, "pad": 16_384}
+        slow = [
+            rig.client(tls=trust, receive_buffer=4096).post(f"slow-{n}", simulate=simulate)
+            for n in range(2 * THREADS)
+        ]
+        silent = rig.client(tls=trust).post("silent", simulate={"id": "silent", "silent_after": 1})
+        silent.until(b'"content"')
+        assert rig.server.cancel("silent")[0] == 200
+        assert provider.request("silent", "closed")["closed_by"] == "client"
+        silent.head()
+        assert silent.body().endswith(b"\n\n")
+        with ThreadPoolExecutor(len(slow)) as threads:
+            bodies = list(threads.map(lambda client: (client.head(), client.body())[1], slow))
+        for body in bodies:
+            assert body.endswith(b"data: [DONE]\n\n")
+            assert len(body) > 50 * 16_384
+        assert silent.ask("GET", "/hello")[2] == b"hello", "its connection goes on"
+
+
+def test_a_middleware_that_sees_responses_keeps_them(log_file: Path, provider: Provider) -> None:
+    """They are walked, a thread each: one line says so. Those for cancels are left to them."""
+    with serving(log_file, provider, app="watched") as rig:
+        walked = [
+            rig.client().post(f"walked-{n}", simulate={"id": f"walked-{n}", "silent_after": 1})
+            for n in range(THREADS - 4)
+        ]
+        for client in walked:
+            client.until(b'"content"')
+        for number in range(5):
+            client = rig.client().post(f"beyond-{number}")
+            status, headers = client.head()
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert b'"busy"' in client.exactly(int(headers["content-length"]))
+        assert rig.server.cancel("walked-1")[0] == 200
+        assert rig.provider.request("walked-1", "closed")["closed_by"] == "client"
+        lines = [line for line in rig.server.log().splitlines() if "(a middleware)" in line]
+        assert len(lines) == 1
+        assert f"{THREADS - 4} at a time" in lines[0]
+
+
+def test_switched_off_they_are_walked(log_file: Path, provider: Provider) -> None:
+    """CHATSTREAM_DETACH=0: as many streams as threads leave room for, and no line about it."""
+    with serving(log_file, provider, CHATSTREAM_DETACH="0") as rig:
+        for number in range(THREADS - 4):
+            client = rig.client().post(f"walked-{number}", simulate={"silent_after": 1})
+            client.until(b'"content"')
+        assert rig.client().post("beyond").head()[0] == 503
+        assert "middleware" not in rig.server.log()

@@ -19,6 +19,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import TConn
 
+from chatstream import slots
 from chatstream.workers.gthread import ThreadWorker
 from chatstream.workers.limits import LINGER, NO_DESCRIPTOR, Limits
 
@@ -180,3 +181,22 @@ def test_a_quit_waits_for_no_lock_that_it_has_interrupted(worker: Worker) -> Non
         assert ended
     assert not worker.alive
     worker.tpool.shutdown()
+
+
+def test_more_streams_than_descriptors_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn's master asks before the first worker is made."""
+    monkeypatch.setattr(slots, "limit", lambda: 1024)
+    monkeypatch.setenv("CHATSTREAM_MAX_STREAMS", "5000")
+    cfg = Config()
+    with pytest.raises(SystemExit, match="CHATSTREAM_MAX_STREAMS=5000 needs"):
+        ThreadWorker.check_config(cfg, Logger(cfg))
+
+
+@pytest.mark.parametrize(("protocols", "detaches"), [("h1", True), ("h2,h1", False)])
+def test_what_it_does_not_know_it_does_not_detach(protocols: str, detaches: bool) -> None:
+    """HTTP/2 is gunicorn's own to send; slots go by that."""
+    cfg = Config()
+    cfg.set("http_protocols", protocols)
+    worker = ThreadWorker(0, os.getppid(), [], None, 30, cfg, Logger(cfg))
+    with contextlib.closing(worker.tmp):
+        assert worker.detaches is detaches

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chatstream import server
+from chatstream import server, slots
 from chatstream.config import Settings
 from chatstream.workers import limits
 from chatstream.workers.arrival import Arrival
@@ -16,6 +16,7 @@ from chatstream.workers.limits import (
     LONG_HEAD,
     TIMED_OUT,
     Limits,
+    check_descriptors,
     check_gunicorn,
     supported,
 )
@@ -199,3 +200,28 @@ def test_an_older_gunicorn_is_refused(
         return
     with pytest.raises(SystemExit, match=f"gunicorn 27 or newer, and this is {there}"):
         check_gunicorn()
+
+
+@pytest.mark.parametrize("wanted", ["", "1", "100", "many", "-5", "1e9"])
+def test_enough_descriptors(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    """Nothing to say; also of what is no number, which the app refuses with a better sentence."""
+    monkeypatch.setattr(slots, "limit", lambda: 1024)
+    monkeypatch.setenv("CHATSTREAM_MAX_STREAMS", wanted)
+    check_descriptors()
+
+
+def test_too_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn does not start, with a sentence: later, it would be 503s and lost connections."""
+    monkeypatch.setattr(slots, "limit", lambda: 1024)
+    monkeypatch.setenv("CHATSTREAM_MAX_STREAMS", "10000")
+    with pytest.raises(SystemExit, match=r"needs 50256 descriptors.*may have 1024.*at most 153"):
+        check_descriptors()
+
+
+def test_descriptors_are_nothing_to_an_app_that_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unset, the slots follow the limit."""
+    monkeypatch.setattr(slots, "limit", lambda: 64)
+    monkeypatch.delenv("CHATSTREAM_MAX_STREAMS", raising=False)
+    check_descriptors()
