@@ -115,6 +115,9 @@ class FakeExchange:
         self.made += end
         return end
 
+    def fail(self, error: Exception) -> None:
+        self.errors.append(error)
+
     def run(self, callback: Callable[[], object]) -> None:
         thread = threading.Thread(target=self._guarded, args=(callback,))
         self._threads.append(thread)

@@ -137,12 +137,14 @@ def test_a_slow_start_of_a_response_holds_up_nobody_else(move: MakeMoved) -> Non
     start_response = slow.start_response
     slow.start_response = lambda data: go_on.wait(10) and start_response(data)  # type: ignore[method-assign]
     slow.say(EVENT)
-    slow.start()
+    starter = threading.Thread(target=slow.start)
+    starter.start()
     other.say(EVENT, DONE)
     assert b"".join(other.rest()) == EVENT + DONE
     slow.stream.abort(Cause.DEADLINE)
     assert slow.hears_the_end()
     go_on.set()
+    starter.join(10)
     first, last = slow.rest()
     assert (first, error_of(last)) == (EVENT, "deadline")
     assert slow.end().cause is Cause.DEADLINE
@@ -497,7 +499,8 @@ def test_a_body_that_fails(move: MakeMoved, capfd: pytest.CaptureFixture[str]) -
         raise ZeroDivisionError
 
     m.body.receive_now = broken  # type: ignore[method-assign]
-    m.say(EVENT)
+    with contextlib.suppress(BrokenPipeError):  # it may have been called before
+        m.say(EVENT)
     outcome = m.end()
     assert (outcome.kind, outcome.code) == (Kind.FAILED, "upstream_error")
     assert "ZeroDivisionError" in capfd.readouterr().err
@@ -513,8 +516,8 @@ def test_a_server_without_threads(move: MakeMoved, capfd: pytest.CaptureFixture[
         raise RuntimeError("cannot schedule new futures after shutdown")
 
     m.exchange.run = none_left  # type: ignore[method-assign]
-    m.say(EVENT)
     m.start()
+    m.say(EVENT)
     assert m.end().kind is Kind.FAILED
     assert m.hears_the_end()
     assert m.exchange.over_with == [False]

@@ -63,7 +63,7 @@ def test_where_the_loop_moves_the_streams(
 ) -> None:
     """The least of what each limit allows; of those, as many may keep threads as there are."""
     monkeypatch.setattr(slots, "limit", lambda: limit)
-    assert slots.detached(connections, threads, wanted) == expected
+    assert slots.detached(connections, slots.of_threads(threads), wanted) == expected
 
 
 def test_too_many_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
