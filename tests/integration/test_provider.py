@@ -94,6 +94,7 @@ def test_an_interim_answer_is_passed_over(log_file: Path, interim: bytes) -> Non
         for number in range(3):
             expected = b"data: %d\n\ndata: [DONE]\n\n" % number
             assert ask(server, f"s-{number}") == (200, expected)
+            server.ending_of(f"s-{number}")  # the connection is back
         assert provider.connections == 1
 
 
@@ -102,7 +103,9 @@ def test_bytes_after_the_end_do_not_reach_the_next_stream(log_file: Path) -> Non
     answer = HEAD + chunked(b"data: one\n\ndata: [DONE]\n\n")
     stray = HEAD + chunked(b"data: stray\n\ndata: [DONE]\n\n")
     with serving(log_file, answer + stray, answer) as (server, provider):
-        assert ask(server, "s-1") == ask(server, "s-2") == (200, b"data: one\n\ndata: [DONE]\n\n")
+        for session in ("s-1", "s-2"):
+            assert ask(server, session) == (200, b"data: one\n\ndata: [DONE]\n\n")
+            server.ending_of(session)  # the connection would be back
         assert provider.connections == 2
 
 
