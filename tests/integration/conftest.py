@@ -57,6 +57,20 @@ def whole_answer(client: Client) -> None:
     client.body()
 
 
+MODES = {
+    "gthread": {},
+    "gevent": {},
+    "iterable": {
+        "CHATSTREAM_WORKER_CLASS": "gthread",
+        "CHATSTREAM_DETACH": "0",
+        "CHATSTREAM_THREADS": "64",
+    },
+}
+"""The worker classes. On gthread the loop moves the streams; where that is switched off, and on
+gevent, who walks them does. Modules whose tests are about that run in all three.
+"""
+
+
 class Rig:
     """One server, its provider, and what they need; with the figures a leak check compares."""
 
@@ -260,10 +274,13 @@ def rigs(
             log = tmp_path_factory.mktemp("server") / f"{worker_class}.log"
             server = Server(
                 log,
-                CHATSTREAM_WORKER_CLASS=worker_class,
-                CHATSTREAM_UPSTREAM_URL=url,
-                REQUESTS_CA_BUNDLE=certificate.authority,
-                **environ,
+                **{
+                    "CHATSTREAM_WORKER_CLASS": worker_class,
+                    "CHATSTREAM_UPSTREAM_URL": url,
+                    "REQUESTS_CA_BUNDLE": certificate.authority,
+                    **MODES[worker_class],
+                    **environ,
+                },
             )
             stack.callback(server.stop)
             servers.append(server)

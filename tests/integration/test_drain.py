@@ -36,6 +36,7 @@ class Setting:
     worker_class: str
     foreign: bool = False
     preload: bool = False
+    detach: bool = True
 
     def command(self, folder: Path) -> tuple[list[str], list[str] | None]:
         """Options, and the command itself where it is not ours."""
@@ -51,6 +52,7 @@ class Setting:
 
 SETTINGS = {
     "ours-gthread": Setting("gthread"),
+    "ours-iterable": Setting("gthread", detach=False),
     "ours-gevent": Setting("gevent"),
     "foreign-gthread": Setting("gthread", foreign=True),
     "foreign-gevent": Setting("gevent", foreign=True),
@@ -73,6 +75,7 @@ def serving(
     own, command = setting.command(folder)
     environ = {
         "CHATSTREAM_WORKER_CLASS": setting.worker_class,
+        "CHATSTREAM_DETACH": str(int(setting.detach)),
         "CHATSTREAM_UPSTREAM_URL": provider.url,
         "CHATSTREAM_DRAIN": str(DRAIN),
         "CHATSTREAM_MAX_STREAMS": "6",

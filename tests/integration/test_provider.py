@@ -63,10 +63,16 @@ def chunked(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
 
 
+@pytest.fixture(params=["detached", "iterable"])
+def detach(request: pytest.FixtureRequest) -> str:
+    """CHATSTREAM_DETACH: either mover."""
+    return {"detached": "1", "iterable": "0"}[request.param]
+
+
 @contextlib.contextmanager
-def serving(log: Path, *answers: bytes) -> Iterator[tuple[Server, Scripted]]:
+def serving(log: Path, detach: str, *answers: bytes) -> Iterator[tuple[Server, Scripted]]:
     with contextlib.closing(Scripted(*answers)) as provider:
-        server = Server(log, CHATSTREAM_UPSTREAM_URL=provider.url)
+        server = Server(log, CHATSTREAM_UPSTREAM_URL=provider.url, CHATSTREAM_DETACH=detach)
         try:
             yield server, provider
         finally:
@@ -86,11 +92,14 @@ def answer_to(client: Client) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints"])
-def test_an_interim_answer_is_passed_over(log_file: Path, interim: bytes) -> None:
+def test_an_interim_answer_is_passed_over(log_file: Path, detach: str, interim: bytes) -> None:
     """A 1xx is not the answer: that one follows, and goes to the stream that asked for it."""
     first = b"HTTP/1.1 " + interim + b"\r\nLink: </a>\r\n\r\n"
     answers = [HEAD + chunked(b"data: %d\n\ndata: [DONE]\n\n" % n) for n in range(3)]
-    with serving(log_file, *[first * 2 + answer for answer in answers]) as (server, provider):
+    with serving(log_file, detach, *[first * 2 + answer for answer in answers]) as (
+        server,
+        provider,
+    ):
         for number in range(3):
             expected = b"data: %d\n\ndata: [DONE]\n\n" % number
             assert ask(server, f"s-{number}") == (200, expected)
@@ -98,11 +107,11 @@ def test_an_interim_answer_is_passed_over(log_file: Path, interim: bytes) -> Non
         assert provider.connections == 1
 
 
-def test_bytes_after_the_end_do_not_reach_the_next_stream(log_file: Path) -> None:
+def test_bytes_after_the_end_do_not_reach_the_next_stream(log_file: Path, detach: str) -> None:
     """A connection that holds more than its answer is not used again."""
     answer = HEAD + chunked(b"data: one\n\ndata: [DONE]\n\n")
     stray = HEAD + chunked(b"data: stray\n\ndata: [DONE]\n\n")
-    with serving(log_file, answer + stray, answer) as (server, provider):
+    with serving(log_file, detach, answer + stray, answer) as (server, provider):
         for session in ("s-1", "s-2"):
             assert ask(server, session) == (200, b"data: one\n\ndata: [DONE]\n\n")
             server.ending_of(session)  # the connection would be back
@@ -110,9 +119,9 @@ def test_bytes_after_the_end_do_not_reach_the_next_stream(log_file: Path) -> Non
 
 
 @pytest.mark.parametrize("body", [b"zz\r\n", b"-1\r\n", b"5\r\ndata:xxx\r\n", b"3\r\nda"], ids=repr)
-def test_a_body_that_breaks_its_framing(log_file: Path, body: bytes) -> None:
+def test_a_body_that_breaks_its_framing(log_file: Path, detach: str, body: bytes) -> None:
     """Also where the bad bytes come along with the headers: a fault of the provider's, no more."""
-    with serving(log_file, HEAD + body) as (server, provider):
+    with serving(log_file, detach, HEAD + body) as (server, provider):
         client = Client(server.port).post("s-1")
         assert provider.answered.wait(10)
         provider.close()

@@ -17,12 +17,17 @@ import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Rig
+from tests.integration.conftest import MODES, Rig
 from tests.integration.test_stop import begin
 
 numbers = itertools.count(1)
 
 Rigs = Callable[..., Rig]
+
+
+@pytest.fixture(params=MODES)
+def worker_class(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

@@ -14,12 +14,17 @@ from chatstream.loop import UNSENT
 from chatstream.upstream import UNREAD
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Rig
+from tests.integration.conftest import MODES, Rig
 
 SEND_TIMEOUT = 1.5
 FLOOD: dict[str, object] = {"rate": 2000, "tokens": 100_000, "pad": 16384}
 WRITE = 128 * 1024
 """More than the most that the server writes at once."""
+
+
+@pytest.fixture(params=MODES)
+def worker_class(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

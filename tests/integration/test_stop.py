@@ -11,10 +11,16 @@ import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Rig
+from tests.integration.conftest import MODES, Rig
 from tests.integration.processes import tcp
 
 numbers = itertools.count(1)
+
+
+@pytest.fixture(params=MODES)
+def worker_class(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
 
 SCENES: dict[str, dict[str, object]] = {
     "headers": {"headers_after": 60},
