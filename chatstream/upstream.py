@@ -63,6 +63,7 @@ IDLE = 30.0
 USER_TIMEOUT = 30.0
 """Seconds until the kernel gives a silent provider up; see `chatstream.liveness`."""
 
+_NO_HEADERS = urllib3.HTTPHeaderDict()
 _NOT_NOW = (TimeoutError, BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _TORN = (OSError, ValueError, AttributeError)
 """ValueError and AttributeError: a TLS object that was torn down under the read."""
@@ -131,8 +132,7 @@ class Upstream:
         except BaseException:
             body.close()
             raise
-        if call.message is not None:
-            call.message.let_go()
+        body.let_go()
         return body
 
     def close(self) -> None:
@@ -223,11 +223,11 @@ class SocketBody:
     def __init__(
         self,
         response: requests.Response,
-        message: http.client.HTTPResponse,
+        message: _Message,
         sock: socket.socket,
         stream: Stream,
     ) -> None:
-        self._response = response
+        self._raw = response.raw
         self._message = message
         self._sock = sock
         self._stream = stream
@@ -301,11 +301,16 @@ class SocketBody:
             while (left := deadline - monotonic()) > 0 and self.receive(left):
                 pass
 
+    def let_go(self) -> None:
+        """Gives back what the headers are in, once nobody looks at them."""
+        self._message.let_go()
+        self._raw.headers = _NO_HEADERS
+
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        raw = self._response.raw
+        raw = self._raw
         if self._framing.finished and self._framing.reusable and not self._message.will_close:
             self._message.close()  # to http.client, that is a response read to its end
             raw.release_conn()
@@ -388,6 +393,9 @@ class MockedBody:
     def drain(self, timeout: float) -> None:
         pass
 
+    def let_go(self) -> None:
+        pass
+
     def close(self) -> None:
         self._response.close()
 
@@ -403,7 +411,7 @@ class _Call:
     sock: socket.socket | None = None
     message: _Message | None = None
 
-    def body(self, response: requests.Response) -> Body:
+    def body(self, response: requests.Response) -> SocketBody | MockedBody:
         if self.message is None or self.sock is None:
             return MockedBody(response)
         response.request.body = None  # it is sent, may be long, and lives as long as the response
