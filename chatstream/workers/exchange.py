@@ -48,6 +48,7 @@ class Exchange:
         self._began = datetime.now()
         self._out = _Out()
         self._whole = False
+        self._fault: Exception | None = None  # of the app's, before its headers were out
 
     def serve(self) -> Kept:
         """Has the app answer.
@@ -72,6 +73,8 @@ class Exchange:
             self._closing_on_faults(self._close_answer)
         finally:
             self._after()
+        if self._fault is not None:
+            self._worker.handle_error(self._req, self.sock, self._conn.client, self._fault)
         return self._kept() if self._whole else Kept.NO
 
     def _respond(self) -> Kept:
@@ -185,8 +188,11 @@ class Exchange:
     def _logged(self, callback: Callable[[], object]) -> None:
         try:
             callback()
-        except Exception:
-            self._worker.log.exception("Error handling request %s", self._req.uri)
+        except Exception as error:
+            if self._resp.headers_sent:
+                self._worker.log.exception("Error handling request %s", self._req.uri)
+            else:
+                self._fault = error  # the client is told, and it is logged, at the end
 
     def over(self, whole: bool) -> None:
         """Has the rest done in a thread of the pool."""
