@@ -174,8 +174,8 @@ def test_a_connection_comes_back_though_no_thread_can_be_started(
 ) -> None:
     """Where the pool cannot grow, its threads do what the loop asks for, once, when they can."""
     finished: list[Any] = []
-    worker = SimpleNamespace(
-        method_queue=SimpleNamespace(defer=lambda call, *args: call(*args)),
+    worker = SimpleNamespace(raw=None, 
+        method_queue=SimpleNamespace(raw=None, defer=lambda call, *args: call(*args)),
         finish_request=lambda conn, fs: finished.append((conn, fs.result())),
         _keepalive_after=lambda conn, keepalive: keepalive,
         tpool=NoMoreThreads(),
@@ -185,7 +185,7 @@ def test_a_connection_comes_back_though_no_thread_can_be_started(
         with pytest.raises(RuntimeError):
             worker.tpool.submit(busy.wait, 10)
         worker._finish = ThreadWorker._finish.__get__(worker)
-        exchange, conn = SimpleNamespace(finish=lambda: Kept.YES), object()
+        exchange, conn = SimpleNamespace(raw=None, finish=lambda: Kept.YES), object()
         ThreadWorker.resume(worker, conn, exchange)  # type: ignore[arg-type]
         busy.set()
         eventually(lambda: finished, "the connection")
@@ -211,8 +211,8 @@ def test_a_detached_body_is_drained_once(
     client: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop has waited for the provider's end; no thread does so again."""
-    message: Any = SimpleNamespace(status=200, chunked=True, fp=client[0].makefile("rb"))
-    body = SocketBody(SimpleNamespace(), message, client[0], Stream("s", "t"))  # type: ignore[arg-type]
+    message: Any = SimpleNamespace(raw=None, status=200, chunked=True, fp=client[0].makefile("rb"))
+    body = SocketBody(SimpleNamespace(raw=None, ), message, client[0], Stream("s", "t"))  # type: ignore[arg-type]
     asked: list[float] = []
     monkeypatch.setattr(body, "receive", lambda timeout: asked.append(timeout) or b"")
     body.drain(1.0)
