@@ -16,7 +16,6 @@ from bench.stops import Stopping, stop_row
 from bench.systems import (
     DESCRIPTORS,
     DETACHED,
-    DETACHES,
     DIRECT,
     NGINX,
     OURS,
@@ -34,9 +33,6 @@ PAGE = "/api/chat/openapi.json"
 def crowd(system: System, sizes: Sizes) -> Iterator[Row]:
     """Streams of one event a second each, as many as are to be held: 5,000."""
     if system.name not in (DIRECT, NGINX, DETACHED):
-        return
-    if system.name == DETACHED and not DETACHES:
-        yield Row(system.name, "crowd", "skipped", note="this code cannot detach")
         return
     simulate = {**TALKING, "rate": 1, "stamp": True}
     streams = min(sizes.most, raise_file_limit() // DESCRIPTORS - _SPARE)

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench.processes import ROOT, raise_file_limit
-from bench.systems import DETACHES, LITELLM, PEERS
+from bench.systems import LITELLM, PEERS
 
 READING = """
 All systems stand before the same simulator, one after the other, under the same load, on one
@@ -57,8 +57,6 @@ def conditions(busy: list[float]) -> str:
         "Code": f"{code or 'unknown'}, as it was at the end",
         "Versions": ", ".join(versions()),
     }
-    if not DETACHES:
-        facts["Detached"] = "this code cannot detach yet: a gthread with a thread for each stream"
     return "".join(f"- {name}: {fact}\n" for name, fact in facts.items())
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from bench.client import Address, Connection, chat, request
 from bench.processes import ROOT, free_port, process, python, raise_file_limit, tree
-from chatstream.config import Settings
 
 PEERS = ROOT / "bench" / "peers"
 LITELLM = ROOT / ".venv-litellm" / "bin" / "litellm"
@@ -28,9 +27,9 @@ DETACHED, ITERABLE, GEVENT = "detached", "gthread iterable", "gevent"
 OURS = (DETACHED, ITERABLE, GEVENT)
 _START = 120.0  # seconds to the first answer
 
-# Streams that hold no thread need few. Where this tree cannot detach, they still do.
-DETACHES = hasattr(Settings, "detach")
 THREADS = 16
+"""Of the worker whose streams hold none."""
+
 DESCRIPTORS = 5
 """Of a stream of ours, while its provider is being called."""
 
@@ -95,7 +94,7 @@ def _ours(worker: str, detach: bool, url: str, port: int, streams: int, workers:
         "WEB_CONCURRENCY": str(workers),
     }
     command = [sys.executable, "-m", "gunicorn", "wsgi:app"]
-    if detach and DETACHES:
+    if detach:
         return Launch(command, settings | {"CHATSTREAM_THREADS": str(THREADS)})
     if worker == "gthread":
         settings["CHATSTREAM_DETACH"] = "0"

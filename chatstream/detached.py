@@ -159,7 +159,8 @@ class Detached:
         self._stream.follow(self._on_change)
         if not self._stream.ended:
             connect(self._stream)
-        self._on_change()  # it may have ended before
+        if self._stream.ended or self._stream.body is not None:  # maybe before it was followed
+            self._on_change()
 
     def _on_change(self) -> None:
         """The stream was answered, or has ended. In any thread."""

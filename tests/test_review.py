@@ -174,7 +174,8 @@ def test_a_connection_comes_back_though_no_thread_can_be_started(
 ) -> None:
     """Where the pool cannot grow, its threads do what the loop asks for, once, when they can."""
     finished: list[Any] = []
-    worker = SimpleNamespace(raw=None, 
+    worker = SimpleNamespace(
+        raw=None,
         method_queue=SimpleNamespace(raw=None, defer=lambda call, *args: call(*args)),
         finish_request=lambda conn, fs: finished.append((conn, fs.result())),
         _keepalive_after=lambda conn, keepalive: keepalive,
@@ -212,7 +213,14 @@ def test_a_detached_body_is_drained_once(
 ) -> None:
     """The loop has waited for the provider's end; no thread does so again."""
     message: Any = SimpleNamespace(raw=None, status=200, chunked=True, fp=client[0].makefile("rb"))
-    body = SocketBody(SimpleNamespace(raw=None, ), message, client[0], Stream("s", "t"))  # type: ignore[arg-type]
+    body = SocketBody(
+        SimpleNamespace(
+            raw=None,
+        ),
+        message,
+        client[0],
+        Stream("s", "t"),
+    )  # type: ignore[arg-type]
     asked: list[float] = []
     monkeypatch.setattr(body, "receive", lambda timeout: asked.append(timeout) or b"")
     body.drain(1.0)
