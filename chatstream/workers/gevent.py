@@ -36,6 +36,7 @@ from chatstream.workers.limits import (
     NO_DESCRIPTOR,
     TIMED_OUT,
     Limits,
+    check_descriptors,
     check_gunicorn,
     supported,
 )
@@ -57,6 +58,7 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Called by gunicorn's master before the first worker."""
         check_gunicorn()
+        check_descriptors()
 
     def init_process(self) -> None:
         """As gunicorn's. A SIGTERM that comes while it patches must not be the master's to handle.
