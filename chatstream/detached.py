@@ -4,12 +4,13 @@
     app, detach ────────────> provider answered: read, cut into events
                               first bytes ────────────────────────────> start_response
                               <──────────────── the head, the first bytes are sent ┘
+                              (or the thread that called the provider does that, if they are there)
                               provider readable: read, cut, send
                               client full: nothing is read until it is writable
                               stream ended: last words, the response's end
                               over ───────────────────────────────────> close, access log
 
-A WSGI server does not let go of a response; our gthread worker does (`chatstream.workers.gthread`).
+A WSGI server does not let go of a response; our workers do (`chatstream.workers`).
 What an app can have wrapped, as `start_response`, may wait: it runs in a thread of the server's.
 """
 
@@ -237,10 +238,7 @@ class Detached:
             self._loop.on_readable(self._upstream_fd, self._move)
 
     def _move(self) -> None:
-        """Sends the client what the provider has sent.
-
-        This runs for every event, so what else could be a method is spelt out.
-        """
+        """Sends the client what the provider has sent. Runs for every event."""
         if self._state is not BODY or (body := self._body) is None:
             return
         try:
@@ -303,8 +301,10 @@ class Detached:
         self._sent()
 
     def _put(self, data: bytes) -> bool:
-        """Sends what the client's socket has room for; whether that is all. Else the rest is left,
-        or the client is gone.
+        """Sends what the client's socket has room for.
+
+        Returns:
+            Whether that was all. Else the rest is left, or the client is gone.
         """
         try:
             count = self._exchange.sock.send(data)
