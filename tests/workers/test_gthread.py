@@ -50,7 +50,9 @@ class Listener:
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """Its end drains no service of another test's module: half a minute later that refuses."""
+    monkeypatch.setattr("chatstream.server.services", list)
     worker = Worker()
     with contextlib.closing(worker.tmp), contextlib.closing(worker.poller):
         yield worker
