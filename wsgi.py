@@ -1,19 +1,24 @@
 """The standalone service: `gunicorn wsgi:app`."""
 
 import logging
+import os
 import sys
 
 from flask import Flask
 
 from chatstream import ChatStream, ConfigError
 
+STANDALONE = {"CHATSTREAM_PAGE": "/", "CHATSTREAM_OPENAI_PREFIX": "/v1"}
+"""What is on here, unless the environment says otherwise."""
+
 
 def create_app() -> Flask:
-    """A Flask app with the chat routes and nothing else, set up from the environment."""
+    """A Flask app with the page, the chat routes and OpenAI's, set up from the environment."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
     app = Flask("chatstream")
+    app.config.update({key: os.environ.get(key, value) for key, value in STANDALONE.items()})
     try:
         ChatStream(app)
     except ConfigError as error:

@@ -36,6 +36,18 @@ def _prefix(value: Any) -> str:
     return value
 
 
+def _place(value: Any) -> str | None:
+    """Where something optional is mounted."""
+    if value is None or str(value).strip().lower() in ("", "off", "0"):
+        return None
+    if value == "/":
+        return "/"
+    try:
+        return _prefix(value)
+    except ValueError:
+        raise ValueError("a path such as /chat, without a trailing slash, or off") from None
+
+
 def _url(value: Any) -> str:
     sentence = "an http:// or https:// address such as https://api.deepseek.com/chat/completions"
     text = value.strip() if isinstance(value, str) else ""
@@ -148,6 +160,17 @@ class Settings:
     """The settings of one app. Frozen: read once, safe from any thread."""
 
     url_prefix: str = _setting("/api/chat", _prefix, "where the routes are mounted")
+    page: str | None = _setting(
+        None, _place, "where the page with the chat is; off for none (standalone: /)"
+    )
+    openai_prefix: str | None = _setting(
+        None,
+        _place,
+        "where OpenAI's routes chat/completions and models are; off for none (standalone: /v1)",
+    )
+    meter: bool = _setting(
+        False, _switch, "1 says that the provider is the built-in one: the page shows its figures"
+    )
     upstream_url: str = _setting(
         "https://api.deepseek.com/chat/completions",
         _url,

@@ -124,7 +124,7 @@ class Upstream:
             stream.disarm()
             if isinstance(error, (requests.RequestException, HTTPError, OSError, ValueError)):
                 stream.check()
-                raise _mapped(error) from error
+                raise mapped(error) from error
             raise
         body = call.body(response)
         try:
@@ -702,13 +702,13 @@ def _prepared(url: str, key: str) -> _Prepared:
     }
     with requests.Session() as session:
         template = session.prepare_request(
-            requests.Request("POST", url, headers=headers, auth=_Bearer(key))
+            requests.Request("POST", url, headers=headers, auth=Bearer(key))
         )
         environment = session.merge_environment_settings(url, {}, True, None, None)
     return _Prepared(template, dict(environment))
 
 
-class _Bearer(AuthBase):
+class Bearer(AuthBase):
     """The key. As an auth object, so that a .netrc cannot replace it."""
 
     def __init__(self, key: str) -> None:
@@ -768,7 +768,7 @@ def _retry_after(value: str | None) -> str | None:
     return value if value and re.fullmatch(r"[0-9]{1,9}|[A-Za-z0-9 ,:]{20,40}", value) else None
 
 
-def _mapped(error: Exception) -> StreamError:
+def mapped(error: Exception) -> StreamError:
     """requests' exceptions, and those below them, as ours."""
     inner = getattr(error.args[0], "reason", None) if error.args else None
     root = _root(error)

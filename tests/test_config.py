@@ -12,6 +12,9 @@ from chatstream.errors import ConfigError
 
 DEFAULTS = {
     "url_prefix": "/api/chat",
+    "page": None,
+    "openai_prefix": None,
+    "meter": False,
     "upstream_url": "https://api.deepseek.com/chat/completions",
     "api_key": "",
     "model": "deepseek-chat",
@@ -43,6 +46,13 @@ def test_defaults() -> None:
 
 GOOD = [
     ("URL_PREFIX", "/v1/talk", "/v1/talk"),
+    ("PAGE", "/", "/"),
+    ("PAGE", "/chat", "/chat"),
+    ("PAGE", "off", None),
+    ("PAGE", "", None),
+    ("OPENAI_PREFIX", "/v1", "/v1"),
+    ("OPENAI_PREFIX", "0", None),
+    ("METER", "1", True),
     ("UPSTREAM_URL", " http://127.0.0.1:9000/v1/chat?x=1 ", "http://127.0.0.1:9000/v1/chat?x=1"),
     ("UPSTREAM_URL", "https://[::1]:8443/", "https://[::1]:8443/"),
     ("API_KEY", " sk-abc\n", "sk-abc"),
@@ -137,6 +147,9 @@ def test_the_key_falls_back_to_deepseeks(
 
 BAD = {
     "URL_PREFIX": ["", "/", "api", "/api/", "//api", "/a b", "/<id>", 7],
+    "PAGE": ["chat", "/chat/", "//", "1", 7],
+    "OPENAI_PREFIX": ["v1", "/v1/", "/v 1", True],
+    "METER": ["", "2", 7],
     "UPSTREAM_URL": [
         "",
         "api.deepseek.com",

@@ -1,0 +1,87 @@
+"""What is asked of the provider beside streams: its list of models, the built-in one's figures.
+
+Small, prompt answers, each over a connection of its own. For what costs tokens there is `upstream`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import monotonic
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+
+from chatstream.errors import UpstreamError
+from chatstream.upstream import Bearer, mapped
+
+LIMIT = 1024 * 1024
+"""Longest answer, in bytes."""
+
+_COMPLETIONS = "/chat/completions"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An answer, whatever its status."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def fetch(url: str, *, key: str = "", connect: float = 5.0, timeout: float = 10.0) -> Fetched:
+    """GETs `url`. Follows no redirect. Blocks for up to `connect` + `timeout` seconds, and a read.
+
+    Safe from any thread.
+
+    Args:
+        url: What is asked for.
+        key: The provider's; "" sends none.
+        connect: Seconds for connecting to one address.
+        timeout: Seconds for the answer.
+
+    Raises:
+        UpstreamError: It was not reached, is late, broke off or says too much.
+    """
+    deadline = monotonic() + connect + timeout
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    headers["User-Agent"] = "chatstream"
+    body = bytearray()
+    try:
+        with requests.get(
+            url,
+            headers=headers,
+            auth=Bearer(key),
+            timeout=(connect, timeout),
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            for piece in response.iter_content(65536):
+                body += piece
+                if len(body) > LIMIT or monotonic() > deadline:
+                    raise UpstreamError(
+                        "The provider's answer is too long, or took too long.",
+                        code="upstream_timeout",
+                        status=504,
+                    )
+    except (requests.RequestException, OSError, ValueError) as error:
+        raise mapped(error) from error
+    return Fetched(response.status_code, response.headers.get("Content-Type", ""), bytes(body))
+
+
+def sibling(upstream_url: str, path: str) -> str | None:
+    """The address of another route of OpenAI's API, such as `/models`.
+
+    None where the chat's address is not one that ends as OpenAI's does.
+    """
+    parts = urlsplit(upstream_url)
+    base, found, rest = parts.path.rpartition(_COMPLETIONS)
+    if not found or rest:
+        return None
+    return urlunsplit((parts.scheme, parts.netloc, base + path, "", ""))
+
+
+def at_origin(upstream_url: str, path: str) -> str:
+    """The address of `path` on the provider's host."""
+    parts = urlsplit(upstream_url)
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
