@@ -9,10 +9,10 @@
  * chatstream.d.ts.
  */
 
-/** @typedef {import("./chatstream.d.ts").Delta} Delta */
-/** @typedef {import("./chatstream.d.ts").Outcome} Outcome */
-/** @typedef {import("./chatstream.d.ts").StopResult} StopResult */
-/** @typedef {import("./chatstream.d.ts").StreamOptions} StreamOptions */
+/** @typedef {import("./chatstream.js").Delta} Delta */
+/** @typedef {import("./chatstream.js").Outcome} Outcome */
+/** @typedef {import("./chatstream.js").StopResult} StopResult */
+/** @typedef {import("./chatstream.js").StreamOptions} StreamOptions */
 
 /**
  * Asks a question. The request is on its way when this returns.
@@ -87,7 +87,9 @@ export class EventStreamParser {
   /** @type {number | null} The reconnection time in ms, where the stream named one. */
   retry = null;
 
-  #decoder = new TextDecoder(); // strips a byte order mark, and waits for the rest of a character
+  // The byte order mark is ours: Node 24's decoder takes two where the second has its own chunk.
+  #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  #atStart = true; // where a byte order mark may be
   #line = ""; // the beginning of a line that has not ended yet
   #afterCr = false; // the last character was a CR: an LF that follows belongs to it
   #data = "";
@@ -102,8 +104,10 @@ export class EventStreamParser {
    * @returns {StreamEvent[]}
    */
   feed(chunk) {
-    const text = this.#decoder.decode(chunk, { stream: true });
-    if (text === "") return [];
+    let text = this.#decoder.decode(chunk, { stream: true });
+    if (text === "") return []; // not even a whole character
+    if (this.#atStart && text.startsWith("\uFEFF")) text = text.slice(1);
+    this.#atStart = false;
     /** @type {StreamEvent[]} */
     const events = [];
     let start = this.#afterCr && text.startsWith("\n") ? 1 : 0;
@@ -195,7 +199,9 @@ class Answer {
     // arrive, and frees a connection for the cancel: a browser has six to a host.
     const confirmed = confirmation(this.#cancel());
     this.#aborting.abort();
-    this.#reader?.cancel().catch(() => {}); // for a `fetch` that knows no signals
+    this.#response // for a `fetch` that knows no signals
+      .then((response) => (this.#reader ?? response?.body)?.cancel())
+      .catch(() => {});
     return confirmed;
   }
 
@@ -243,24 +249,25 @@ class Answer {
 
   /** What the iterators share. Only what is asked for is read: the rest waits at the provider. */
   async *#read() {
-    const stopped = new Promise((resolve) =>
-      this.#aborting.signal.addEventListener("abort", resolve),
-    );
+    if (this.stopped) return;
+    const { signal } = this.#aborting;
+    const stopped = new Promise((resolve) => signal.addEventListener("abort", resolve));
     try {
       await Promise.race([this.#response, stopped]);
       if (this.stopped) return;
-      this.#reader = (await this.#response)?.body?.getReader();
-      yield* this.#relay(this.#reader);
+      const body = (await this.#response)?.body;
+      if (body) yield* this.#relay((this.#reader = body.getReader()));
+      this.#settle("ended");
     } catch (error) {
       if (!this.stopped) throw this.#fail(error);
     }
   }
 
-  /** @param {ReadableStreamDefaultReader<Uint8Array> | undefined} reader */
+  /** @param {ReadableStreamDefaultReader<Uint8Array>} reader */
   async *#relay(reader) {
     const parser = new EventStreamParser();
     let finished = false; // the model has said why it ends
-    for (let read; (read = await reader?.read()) && !read.done; ) {
+    for (let read; !(read = await reader.read()).done; ) {
       for (const event of parser.feed(read.value)) {
         if (this.stopped) return;
         if (event.data.trim() === "[DONE]") {
@@ -276,7 +283,7 @@ class Answer {
         yield event;
       }
     }
-    this.#settle(finished ? "completed" : "ended");
+    if (finished) this.#settle("completed");
   }
 
   /**
@@ -307,7 +314,8 @@ class Answer {
  * @param {StreamOptions} options
  */
 function prepare({ url, cancelUrl, headers, credentials, signal, fetch, ...fields }) {
-  const { sessionId = randomId(), streamId = randomId() } = fields;
+  const sessionId = fields.sessionId ?? randomId();
+  const streamId = fields.streamId ?? randomId();
   const streamAt = new URL(url ?? new URL("stream", import.meta.url), baseUrl());
   const cancelAt = new URL(cancelUrl ?? new URL("cancel", streamAt), baseUrl());
   cancelAt.pathname = `${cancelAt.pathname.replace(/\/$/, "")}/${encodeURIComponent(sessionId)}`;
@@ -358,7 +366,7 @@ function isEventStream(response) {
 async function refusal(response) {
   const { ok, status, headers } = response;
   const detail = await jsonOf(response);
-  const said = ok ? `not an event stream but ${headers.get("Content-Type")}` : status;
+  const said = ok ? `no event stream but ${headers.get("Content-Type") ?? "nameless"}` : status;
   return new StreamError(text(detail?.message) || `The service answered ${said}.`, {
     code: text(detail?.reason) || (ok ? "not_stream" : "http"),
     status,
@@ -427,9 +435,9 @@ function faultOf(event) {
   if (!named && !event.data.includes('"error"')) return undefined;
   const error = parsed(event)?.error;
   if (!named && !error) return undefined;
-  const message = text(error) || text(error?.message) || "The provider reported an error.";
+  const message = text(error?.message) || text(error) || "The provider reported an error.";
   const code = (named && text(error?.code)) || "upstream_error";
-  return new StreamError(message, { code, status: 200, detail: error });
+  return new StreamError(message, { code, status: 200, detail: error ?? event.data });
 }
 
 /** @param {StreamEvent} event */
