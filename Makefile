@@ -15,7 +15,7 @@ run: .venv/.run  ## the real provider
 	fi
 	@$(BIN)/gunicorn wsgi:app
 
-test: .venv/.dev
+test: .venv/.dev tests/node/node_modules/.package-lock.json
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.dev
@@ -31,7 +31,7 @@ soak: .venv/.dev  ## chaos for SECONDS, from SEED on, and a table
 	@$(BIN)/python -m tests.integration.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 clean:
-	rm -rf .venv .venv-litellm bench/peers/vercel/node_modules
+	rm -rf .venv .venv-litellm bench/peers/vercel/node_modules tests/node/node_modules
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -51,3 +51,7 @@ clean:
 .venv/.dev: .venv/.run pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test,lint]'
 	@touch $@
+
+# Without npm, and where a package cannot be had, the tests that need it are skipped; in CI they fail.
+tests/node/node_modules/.package-lock.json: tests/node/package.json
+	-cd tests/node && npm install --silent --no-audit --no-fund --no-package-lock && touch node_modules/.package-lock.json
