@@ -227,7 +227,7 @@ class Answer {
   /** @param {AbortSignal | null | undefined} signal */
   #listen(signal) {
     const stop = () => void this.stop();
-    const options = { once: true, signal: this.#settled.signal };
+    const options = { signal: this.#settled.signal };
     signal?.addEventListener("abort", stop, options);
     globalThis.addEventListener?.("pagehide", stop, options); // Node has none
   }
@@ -332,7 +332,7 @@ function prepare({ url, cancelUrl, headers, credentials, signal, fetch, ...field
     sessionId,
     streamId,
     /** @param {AbortSignal} signal */
-    ask: async (signal) => post(streamAt.href, { ...common, headers: asking, body, signal }),
+    ask: (signal) => post(streamAt.href, { ...common, headers: asking, body, signal }),
     // keepalive: it is sent to the end also when the page is gone meanwhile.
     cancel: async () => post(cancelAt.href, { ...common, headers: own, keepalive: true }),
   };

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { StreamError, stream } from "../../chatstream/page/chatstream.js";
-import { MESSAGES, all, chunk, data, ending, eventually, fakeFetch, refusing, saying, serve } from "./service.mjs";
+import { DONE, MESSAGES, all, chunk, data, ending, eventually, fakeFetch, refusing, saying, serve } from "./service.mjs";
 
 /** The answer that a service gives, how far it came, and the error's facts. */
 async function failure(t, answer, options) {
@@ -32,6 +32,7 @@ test("a refusal of the service's: its reason, its sentence, when to come back", 
 
 for (const [what, answer, code, status, message, detail] of [
   ["a proxy's page", refusing(502, "<h1>Bad Gateway</h1>"), "http", 502, "The service answered 502.", undefined],
+  ["an error's event stream", refusing(500, DONE, { "Content-Type": "text/event-stream" }), "http", 500, "The service answered 500.", undefined],
   ["JSON of somebody else", refusing(403, { error: 7 }), "http", 403, "The service answered 403.", { error: 7 }],
   ["JSON that is none", refusing(500, "{", { "Content-Type": "application/json" }), "http", 500, "The service answered 500.", undefined],
   ["JSON null", refusing(500, null), "http", 500, "The service answered 500.", null],
@@ -51,6 +52,7 @@ test("a page that does not end is not read", async (t) => {
   await failure(t, (response) => response.writeHead(500, { "Content-Type": "text/html" }).write("<h1>"));
 });
 
+process.env.TZ = "America/New_York"; // dates without a zone are not this one's
 const DATE = "Sun, 06 Nov 1994 08:49:37 GMT";
 
 for (const [value, expected, date = DATE] of [

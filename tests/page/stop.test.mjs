@@ -161,6 +161,14 @@ for (const phase of ["headers", "streaming"]) {
   });
 }
 
+test("a fetch that knows no signals is not waited for by who iterates after the stop", async () => {
+  const { fetch } = fakeFetch();
+  const never = (url, init) => (url.includes("/cancel") ? fetch(url, init) : new Promise(() => {}));
+  const answer = stream({ messages: MESSAGES, url: "http://host/stream", fetch: never });
+  await answer.stop();
+  assert.deepEqual(await all(answer), { got: [], error: null });
+});
+
 const LEAVE = {
   "break": async (items) => {
     for await (const item of items) break;

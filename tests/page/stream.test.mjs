@@ -83,6 +83,7 @@ test("each event is there when it was sent, and not with the next", async (t) =>
 for (const [how, said, outcome] of [
   ["[DONE]", [chunk("a"), DONE], "completed"],
   ["[DONE] alone", [DONE], "completed"],
+  ["[DONE] with spaces, as the service takes it", ["data:  [DONE] \n\n"], "completed"],
   ["a finish_reason", [chunk("a"), chunk("", { finish_reason: "stop" })], "completed"],
   ["a finish_reason, and usage after it", [chunk("a", { finish_reason: "length" }), data({ choices: [] })], "completed"],
   ["no finish_reason", [chunk("a", { finish_reason: null })], "ended"],
@@ -96,7 +97,7 @@ for (const [how, said, outcome] of [
     const answer = stream({ messages: MESSAGES, url: service.url });
     const { got, error } = await all(answer);
     assert.deepEqual([error, answer.outcome, answer.stopped], [null, outcome, false]);
-    assert.equal(got.length, said.filter((x) => x !== DONE).length);
+    assert.equal(got.length, said.filter((x) => !x.includes("[DONE]")).length);
     assert.deepEqual(service.cancels, []);
   });
 }
@@ -121,11 +122,16 @@ test("after [DONE] nothing is yielded, whatever comes; a body that goes on is le
 });
 
 test("the connection of an answer that completed serves other questions", async (t) => {
+  let end;
   const service = await serve(t, (response) => {
-    saying(chunk("a"), "data: [DONE]\n\n: ")(response);
-    setImmediate(() => response.end()); // what is read of it ends with [DONE], not with the body
+    end = () => response.end(); // [DONE] has been read before the body's end comes
+    saying(chunk("a"), `${DONE}: `)(response);
   });
-  for (let count = 0; count < 5; count++) await all(stream({ messages: MESSAGES, url: service.url }));
+  for (let count = 0; count < 5; count++) {
+    await all(stream({ messages: MESSAGES, url: service.url }));
+    end();
+    await eventually(() => service.open.size === 0, "the answer's end");
+  }
   assert.ok(new Set(service.asked.map(({ socket }) => socket)).size < 5, "as many connections as questions");
 });
 
