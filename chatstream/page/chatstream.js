@@ -142,6 +142,9 @@ export class EventStreamParser {
   }
 }
 
+/** ms that a cancel is given to be answered before the connection of its answer is closed. */
+const HEAD_START = 50;
+
 /** An answer that streams in: what `stream` returns. */
 class Answer {
   /** @type {Outcome | null} */
@@ -150,6 +153,7 @@ class Answer {
   #stopping;
   /** @type {ReadableStreamDefaultReader<Uint8Array> | undefined} */
   #reader;
+  #interrupt = () => {}; // ends what the iteration waits for
   #aborting = new AbortController(); // a stop's: of the request
   #settled = new AbortController(); // any end's: takes the listeners away
   #cancel;
@@ -194,15 +198,26 @@ class Answer {
   async #stop() {
     // The verdict comes first: what fetch and the reader throw after an abort is then no failure.
     if (!this.#settle("stopped")) return { confirmed: this.#outcome !== "failed", reason: "ended" };
+    this.#interrupt();
     // The cancel reaches the service through proxies that go on reading when their client has left,
     // and is remembered there if it overtakes the question. The abort needs no further request to
-    // arrive, and frees a connection for the cancel: a browser has six to a host.
+    // arrive, and frees a connection for the cancel: a browser has six to a host. It comes second:
+    // the service answers a cancel for what has left with 404, which consoles show as an error.
     const confirmed = confirmation(this.#cancel());
+    const timer = setTimeout(() => this.#abort(), HEAD_START);
+    void confirmed.then(() => {
+      clearTimeout(timer);
+      this.#abort();
+    });
+    return confirmed;
+  }
+
+  /** Closes the connection. Idempotent. */
+  #abort() {
     this.#aborting.abort();
     this.#response // for a `fetch` that knows no signals
       .then((response) => (this.#reader ?? response?.body)?.cancel())
       .catch(() => {});
-    return confirmed;
   }
 
   /**
@@ -226,10 +241,13 @@ class Answer {
 
   /** @param {AbortSignal | null | undefined} signal */
   #listen(signal) {
-    const stop = () => void this.stop();
     const options = { signal: this.#settled.signal };
-    signal?.addEventListener("abort", stop, options);
-    globalThis.addEventListener?.("pagehide", stop, options); // Node has none
+    signal?.addEventListener("abort", () => void this.stop(), options);
+    const leave = () => {
+      void this.stop();
+      this.#abort(); // no timer fires in a page that is gone
+    };
+    globalThis.addEventListener?.("pagehide", leave, options); // Node has none
   }
 
   /**
@@ -247,15 +265,25 @@ class Answer {
     }
   }
 
+  /**
+   * What `promise` comes to, or undefined: after a stop nothing is waited for.
+   *
+   * @template Value
+   * @param {Promise<Value>} promise
+   * @returns {Promise<Value | undefined>}
+   */
+  #unlessStopped(promise) {
+    return new Promise((resolve, reject) => {
+      this.#interrupt = () => resolve(undefined);
+      if (this.stopped) this.#interrupt();
+      promise.then(resolve, reject);
+    });
+  }
+
   /** What the iterators share. Only what is asked for is read: the rest waits at the provider. */
   async *#read() {
-    if (this.stopped) return;
-    const { signal } = this.#aborting;
-    const stopped = new Promise((resolve) => signal.addEventListener("abort", resolve));
     try {
-      await Promise.race([this.#response, stopped]);
-      if (this.stopped) return;
-      const body = (await this.#response)?.body;
+      const body = (await this.#unlessStopped(this.#response))?.body;
       if (body) yield* this.#relay((this.#reader = body.getReader()));
       this.#settle("ended");
     } catch (error) {
@@ -267,7 +295,7 @@ class Answer {
   async *#relay(reader) {
     const parser = new EventStreamParser();
     let finished = false; // the model has said why it ends
-    for (let read; !(read = await reader.read()).done; ) {
+    for (let read; (read = await this.#unlessStopped(reader.read())) && !read.done; ) {
       for (const event of parser.feed(read.value)) {
         if (this.stopped) return;
         if (event.data.trim() === "[DONE]") {

@@ -131,16 +131,60 @@ test("a cancel that cannot even be tried rejects nothing", async () => {
   assert.deepEqual(await answer.stop(), { confirmed: false, reason: "network" });
 });
 
-test("the cancel is posted first, with keepalive, and the fetch aborted in the same tick", () => {
-  const { fetch, calls } = fakeFetch();
-  const answer = stream({ messages: MESSAGES, url: "http://host/stream", fetch });
+/** A question whose cancel is answered when `confirm` is called, in a world whose timers do not fire. */
+function slowly(t) {
+  const { fetch, calls } = fakeFetch(chunk("a"));
+  const timers = new Map();
+  t.mock.method(globalThis, "setTimeout", (fire, ms) => timers.set(timers.size, { fire, ms }).size - 1);
+  t.mock.method(globalThis, "clearTimeout", (timer) => timers.delete(timer));
+  let confirm;
+  const slow = (url, init) => {
+    const response = fetch(url, init);
+    return url.includes("/cancel") ? new Promise((resolve) => (confirm = () => resolve(response))) : response;
+  };
+  const answer = stream({ messages: MESSAGES, url: "http://host/stream", fetch: slow });
   const [{ init: { signal } }] = calls;
-  let cancelsAtAbort = -1;
-  signal.addEventListener("abort", () => (cancelsAtAbort = calls.length - 1));
-  void answer.stop();
-  assert.deepEqual([signal.aborted, cancelsAtAbort], [true, 1]);
+  return { answer, calls, signal, timers, confirm: () => confirm() };
+}
+
+test("the cancel goes out first, with keepalive; its answer is the abort's cue", async (t) => {
+  const { answer, calls, signal, timers, confirm } = slowly(t);
+  const stopping = answer.stop();
+  assert.equal(calls[1].url.includes("/cancel/"), true);
   assert.equal(calls[1].init.keepalive, true);
   assert.equal(calls[1].init.signal, undefined, "nothing takes the cancel back");
+  assert.equal(signal.aborted, false);
+  confirm();
+  await stopping;
+  assert.deepEqual([signal.aborted, timers.size], [true, 0]);
+});
+
+test("a cancel that is not answered soon is not waited for", async (t) => {
+  const { answer, signal, timers } = slowly(t);
+  void answer.stop();
+  const [{ fire, ms }] = timers.values();
+  assert.ok(ms <= 50);
+  fire();
+  assert.equal(signal.aborted, true);
+});
+
+test("whoever iterates waits for neither", async (t) => {
+  const { answer, signal } = slowly(t);
+  const events = answer[Symbol.asyncIterator]();
+  await events.next();
+  const waiting = events.next();
+  void answer.stop();
+  assert.deepEqual(await waiting, { done: true, value: undefined });
+  assert.equal(signal.aborted, false);
+});
+
+test("a page that ends aborts in the same tick, after the cancel", (t) => {
+  const { target } = page(t);
+  const { answer, calls, signal } = slowly(t);
+  let callsAtAbort = 0;
+  signal.addEventListener("abort", () => (callsAtAbort = calls.length));
+  target.dispatchEvent(new Event("pagehide"));
+  assert.deepEqual([answer.stopped, signal.aborted, callsAtAbort], [true, true, 2]);
 });
 
 for (const phase of ["headers", "streaming"]) {
