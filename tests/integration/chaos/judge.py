@@ -370,7 +370,9 @@ def _by_itself(script: Script) -> set[str]:
 
 
 def _gave_up(script: Script) -> set[str]:
-    """How a provider that is silent for too long ends what no cancel has reached."""
+    """How what no cancel has reached ends: by a provider, or a client, that is idle for too long."""
+    if script.stalls:
+        return {"aborted stalled"}
     if "headers_after" in script.simulate:
         return {"failed upstream_timeout"}
     return {"failed upstream_idle"} if "silent_after" in script.simulate else set()
