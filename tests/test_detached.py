@@ -17,12 +17,13 @@ import requests
 import trustme
 
 from chatstream import sse
+from chatstream.body import MockedBody
 from chatstream.config import Settings
 from chatstream.errors import UpstreamError
 from chatstream.loop import Loop
 from chatstream.outcome import Cause, Kind
 from chatstream.stream import Stream
-from chatstream.upstream import MockedBody, Upstream
+from chatstream.upstream import Upstream
 from tests.conftest import eventually
 from tests.moving import (
     DONE,

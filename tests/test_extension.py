@@ -37,13 +37,13 @@ from chatstream import (
     server,
     slots,
 )
+from chatstream.body import MockedBody
 from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
 from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
 from chatstream.errors import RequestTimeout, conflict
 from chatstream.slots import Slots
-from chatstream.upstream import MockedBody
 from tests.conftest import eventually
 
 URL = "https://provider.test/v1/chat"

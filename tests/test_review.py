@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("gunicorn")
 
 from chatstream import sse
+from chatstream.body import SocketBody
 from chatstream.config import Settings
 from chatstream.detached import Detached
 from chatstream.extension import Service
@@ -22,7 +23,6 @@ from chatstream.loop import Loop
 from chatstream.outcome import Kind, Phase
 from chatstream.simulator import Simulator
 from chatstream.stream import Stream
-from chatstream.upstream import SocketBody
 from chatstream.workers.exchange import Kept
 from chatstream.workers.gthread import ThreadWorker
 from tests.conftest import eventually, fill

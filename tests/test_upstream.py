@@ -24,7 +24,7 @@ import pytest
 import responses
 import trustme
 
-from chatstream import upstream as upstream_module
+from chatstream import connections
 from chatstream.config import Settings
 from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
 from chatstream.loop import Loop
@@ -680,13 +680,13 @@ def test_a_provider_that_vanishes_will_be_noticed(
     sock = body._sock  # type: ignore[attr-defined]
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     timeout = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-    assert timeout == upstream_module.USER_TIMEOUT * 1000
+    assert timeout == connections.USER_TIMEOUT * 1000
     body.close()
 
 
 def gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the kernel say ETIMEDOUT as soon as a peer does not take what it is sent."""
-    monkeypatch.setattr(upstream_module, "USER_TIMEOUT", 0.001)
+    monkeypatch.setattr(connections, "USER_TIMEOUT", 0.001)
 
 
 def test_a_connect_has_its_own_timeout(
@@ -1369,7 +1369,7 @@ def test_an_idle_connection_is_ended_after_its_time(
     provider: MakeProvider, upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unused connection gets its FIN without any further call; a later call dials anew."""
-    monkeypatch.setattr("chatstream.upstream.IDLE", 0.1)
+    monkeypatch.setattr("chatstream.connections.IDLE", 0.1)
     there = provider(always_says(WHOLE))
     us = upstream(there.url)
     for number in (1, 2):
@@ -1383,7 +1383,7 @@ def test_a_connection_can_be_closed_while_it_is_swept(
     provider: MakeProvider, upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`close` finds each idle connection, also the one that the loop is ending in that moment."""
-    monkeypatch.setattr("chatstream.upstream.IDLE", 0.05)
+    monkeypatch.setattr("chatstream.connections.IDLE", 0.05)
     swept, go_on = threading.Event(), threading.Event()
     shutdown = SocketHandle.shutdown
 
@@ -1406,7 +1406,7 @@ def test_a_connection_in_use_is_not_ended_by_the_sweep(
     provider: MakeProvider, upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch, stream: Stream
 ) -> None:
     """A connection that was idle once and is busy again is left alone, however long it takes."""
-    monkeypatch.setattr("chatstream.upstream.IDLE", 0.15)
+    monkeypatch.setattr("chatstream.connections.IDLE", 0.15)
     go_on = threading.Event()
 
     def script(peer: Peer) -> None:
