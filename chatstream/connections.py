@@ -102,21 +102,19 @@ class _ConnectionMixin(HTTPConnection):
 
 
 class _Connection(_ConnectionMixin):
-    pass
+    socket.socket().close()
 
 
 class _TLSConnection(_ConnectionMixin, HTTPSConnection):
-    pass
+    socket.socket().close()
 
 
 def _dial(connection: HTTPConnection, stream: Stream) -> socket.socket:
     """Connects to the first address that answers, unless a stop comes first."""
     stream.phase = Phase.CONNECTING
     stream.check()
-    host = connection._dns_host
-    addresses = socket.getaddrinfo(host, connection.port, 0, socket.SOCK_STREAM)
     failure: OSError = OSError("the name has no address")
-    for family, kind, protocol, _, address in addresses:
+    for family, kind, protocol, _, address in _addresses(connection._dns_host, connection.port):
         stream.check()
         try:
             return _connected(socket.socket(family, kind, protocol), address, connection, stream)
@@ -125,6 +123,18 @@ def _dial(connection: HTTPConnection, stream: Stream) -> socket.socket:
             failure = error
             if out_of_descriptors(error):
                 break
+    raise failure
+
+
+def _addresses(host: str, port: int | None) -> list[Any]:
+    failure: OSError
+    try:
+        return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    except OSError as error:
+        failure = error
+    # Without a descriptor to ask with, a resolver may as well say that there is no such name, or
+    # that something is busy, as libnss-mdns has it. Raises EMFILE then, which has no other cause.
+    socket.socket().close()
     raise failure
 
 

@@ -593,6 +593,28 @@ def test_an_unknown_name_is_a_connect_error(
     assert refused(upstream("http://provider.test/")).code == "upstream_connect"
 
 
+def test_a_name_that_cannot_be_asked_for_is_busy(
+    upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor a resolver may say that there is no such name; that is no fault of its.
+
+    The limit is the process's: what is tried meanwhile gets no descriptor.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def unknown(*arguments: Any) -> list[Any]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    call = upstream("http://provider.test/")
+    try:
+        error = refused(call)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (error.code, error.status) == ("busy", 503)
+
+
 def test_a_name_without_an_address_is_a_connect_error(
     upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,7 +370,7 @@ def _by_itself(script: Script) -> set[str]:
 
 
 def _gave_up(script: Script) -> set[str]:
-    """How what no cancel has reached ends: by a provider, or a client, that is idle for too long."""
+    """How what no cancel has reached ends: a provider, or the client, is idle for too long."""
     if script.stalls:
         return {"aborted stalled"}
     if "headers_after" in script.simulate:
