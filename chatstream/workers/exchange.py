@@ -63,7 +63,7 @@ class Exchange:
 
     def finish(self) -> Kept:
         """Ends what the loop has left. Raises as `serve` does."""
-        return self._context.copy().run(self._finish)
+        return self._context.run(self._finish)  # nobody else's: entered once
 
     def _finish(self) -> Kept:
         try:
