@@ -362,6 +362,11 @@ def test_no_context_is_held_while_waiting_or_streaming(rig: Rig, session: str) -
     assert rig.server.get("/hello") == (200, b"hello")
 
 
+def test_the_app_is_no_garbage_collectors_business(rig: Rig) -> None:
+    """What lives as long as the worker is frozen: full collections have the streams to look at."""
+    assert rig.server.get("/debug/frozen") == (200, b"true\n")
+
+
 def test_a_hosts_error_pages_do_not_replace_refusals(rig: Rig) -> None:
     """The host's errorhandler(HTTPException) makes HTML; ours stays JSON."""
     status, body = rig.server.ask("GET", "/api/chat/stream")
