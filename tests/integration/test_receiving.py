@@ -19,9 +19,8 @@ import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Certificate, Rig
+from tests.integration.conftest import Certificate, Rig, serving
 from tests.integration.processes import Provider
-from tests.integration.test_servers import serving
 
 FIRST, REQUEST, KEPT = 1.8, 1.2, 0.8
 """Seconds: the limits of the tests that do not say otherwise."""
@@ -52,12 +51,6 @@ def quick(rigs: Callable[..., Rig], worker_class: str) -> Iterator[Rig]:
     yield rig
     rig.check_leaks()
     assert_quiet(rig)
-
-
-@pytest.fixture
-def provider() -> Iterator[Provider]:
-    with contextlib.closing(Provider()) as provider:
-        yield provider
 
 
 def assert_quiet(rig: Rig) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,10 @@ import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Certificate, Rig
+from tests.integration.conftest import Certificate, Rig, serving
 from tests.integration.processes import OURS, Provider, Server
 
 FAR = "3600"  # pings that cannot be what notices
-
-
-@pytest.fixture
-def provider() -> Iterator[Provider]:
-    with contextlib.closing(Provider()) as provider:
-        yield provider
-
-
-@contextlib.contextmanager
-def serving(log: Path, provider: Provider, *options: str, **more: object) -> Iterator[Rig]:
-    server = Server(log, *options, CHATSTREAM_UPSTREAM_URL=provider.url, **more)  # type: ignore[arg-type]
-    rig = Rig(server, provider)
-    try:
-        yield rig
-    finally:
-        rig.close_clients()
-        server.stop()
 
 
 def silent(rig: Rig, session: str) -> Client:
