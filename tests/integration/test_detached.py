@@ -146,9 +146,9 @@ def test_a_signal_tells_them_all(
 def test_max_requests_waits_for_them(tmp_path: Path, provider: Provider) -> None:
     """Who can finish does; the rest is told when its time is over. Streams count as requests."""
     options = ["--max-requests", "60", "--max-requests-jitter", "0"]
-    with few_threads(tmp_path / "log", provider, *options, CHATSTREAM_DRAIN="4") as rig:
+    with few_threads(tmp_path / "log", provider, *options, CHATSTREAM_DRAIN="2.5") as rig:
         worker = rig.server.worker
-        short = crowd(rig, "short", 20, rate=10, tokens=30)
+        short = crowd(rig, "short", 20, rate=15, tokens=30)
         long = [
             rig.client().post(f"long-{n}", simulate={"id": f"long-{n}", "silent_after": 1})
             for n in range(20)
