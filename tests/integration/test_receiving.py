@@ -345,12 +345,12 @@ def paced_upload(rig: Rig, size: int, seconds: float) -> tuple[int, bytes, float
 
 
 def test_a_long_upload_to_a_hosts_route(rigs: Callable[..., Rig]) -> None:
-    """200 MB, four times as long as a request to our routes may take: it goes on, so it may."""
+    """100 MB, four times as long as a request to our routes may take: it goes on, so it may."""
     both = [
         rigs("plain", kind, CHATSTREAM_THREADS="8", CHATSTREAM_REQUEST_TIMEOUT="1.5")
         for kind in ("gthread", "gevent")
     ]
-    size = 200_000_000
+    size = 100_000_000
     with ThreadPoolExecutor(2) as pool:
         uploads = [pool.submit(paced_upload, rig, size, 6) for rig in both]
         for upload in uploads:
