@@ -43,6 +43,7 @@ from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
 from chatstream.errors import RequestTimeout, conflict
+from chatstream.simulator import Simulator
 from chatstream.slots import Slots
 from tests.conftest import eventually
 
@@ -261,6 +262,17 @@ def test_a_stream_from_python(service: MakeService, provider: responses.Requests
     assert len(provider.calls) == 0
     assert walked(iterable) == EVENT + DONE
     assert provider.calls[0].request.body == PAYLOAD
+
+
+def test_a_request_is_not_kept_while_its_answer_comes(service: MakeService) -> None:
+    """A chat's history may be long, and its stream too: what was sent is let go of."""
+    payload = b'{"stream": true, "messages": [{"role": "user", "content": "%b"}]}' % (b"x" * 10_000)
+    alone = sys.getrefcount(payload)
+    with Simulator() as provider:
+        iterable = service(upstream_url=provider.url).open(payload)
+        next(iterable)
+        eventually(lambda: sys.getrefcount(payload) == alone, "nobody else who has it")
+        iterable.close()
 
 
 def test_abort_finds_live_streams_only(

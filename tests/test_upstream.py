@@ -1160,6 +1160,24 @@ def test_an_answer_that_goes_on_is_not_waited_for(
     assert there.closed.wait(5)
 
 
+def test_a_detached_body_is_drained_once(
+    provider: MakeProvider,
+    upstream: MakeUpstream,
+    stream: Stream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop has waited for the provider's end; no thread does so again."""
+    body: Any = opened(upstream(provider(says(CHUNKED + chunk(DONE))).url), stream)
+    asked: list[float] = []
+    monkeypatch.setattr(body, "receive", lambda timeout: asked.append(timeout) or b"")
+    body.drain(1.0)
+    assert len(asked) == 1
+    body.detach()
+    body.drain(1.0)
+    assert len(asked) == 1
+    body.close()
+
+
 NOT_REUSABLE = {
     "until close": HEAD + b"\r\n" + DONE,
     "Connection: close": UNTIL_CLOSE.replace(b"\r\n\r\n", b"\r\nContent-Length: 14\r\n\r\n") + DONE,
