@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 from tests.conftest import eventually, require
 from tests.integration.processes import ROOT
 
 
-@contextlib.contextmanager
-def not_ignoring_ctrl_c() -> Iterator[None]:
-    """What is started has Ctrl-C, also where the tests have not: a shell's background job."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_the_three_lines_of_the_demo() -> None:
     """Stream, stop, and see that the provider stopped: as printed, with curl."""
     require("curl")
-    with not_ignoring_ctrl_c():
-        demo = subprocess.Popen(
-            [sys.executable, "examples/demo.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
+    demo = subprocess.Popen(
+        [sys.executable, "examples/demo.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert demo.stdout is not None
     try:
         lines = [demo.stdout.readline() for _ in range(14)]
