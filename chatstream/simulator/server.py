@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import os
+import re
 import select
 import socket
 import ssl
@@ -350,13 +351,14 @@ class Simulator:
 
     def _figure(self, connection: Connection, name: str, query: str) -> None:
         fields = {key: values[-1] for key, values in parse_qs(query).items()}
+        after_ns = _instant(fields, "after")
         if "wait" not in fields:
-            connection.respond(*self.ledger.one(name))
+            connection.respond(*self.ledger.one(name, after_ns))
             return
         if fields["wait"] not in _WAITS:
             raise BadRequest(f"wait must be one of {', '.join(_WAITS)}", param="wait")
         count, timeout = _number(fields, "count", 1), _number(fields, "timeout", _WAIT_S)
-        wait = Wait(connection, name, fields["wait"], math.ceil(count))
+        wait = Wait(connection, name, fields["wait"], math.ceil(count), after_ns)
         deadline_ns = time.monotonic_ns() + ns(timeout)
         self.call_at(deadline_ns, connection, lambda: self.ledger.answer(wait))
         self.ledger.wait(wait)
@@ -396,3 +398,10 @@ def _number(fields: Mapping[str, str], key: str, default: float) -> float:
     if not 0 <= value <= 1e6:
         raise BadRequest(f"{key} must be a number from 0 to 1e6.", param=key)
     return value
+
+
+def _instant(fields: Mapping[str, str], key: str) -> int | None:
+    text = fields.get(key)
+    if text is not None and not re.fullmatch(r"[0-9]{1,19}", text):
+        raise BadRequest(f"{key} must be an instant in ns.", param=key)
+    return None if text is None else int(text)
