@@ -814,6 +814,21 @@ def test_defaults_of_the_server() -> None:
         assert len(client.chat(tokens=2).text().split()) == 2
 
 
+def test_defaults_can_be_set_anew() -> None:
+    """From the next request on, in the place of the old ones; a wrong one changes nothing."""
+    with (
+        Simulator(defaults={"tokens": 3, "rate": 0}) as provider,
+        closing(Client(provider)) as client,
+    ):
+        provider.behave({"tokens": 2, "rate": 0, "text": "ho "})
+        assert client.chat().text() == "ho ho "
+        with pytest.raises(ValueError, match=r"simulate\.tokens"):
+            provider.behave({"rate": 1, "tokens": "many"})
+        assert client.chat().text() == "ho ho "
+        provider.behave({"status": 429})
+        assert client.chat().status == 429
+
+
 @pytest.mark.parametrize("defaults", [{"nonsense": 1}, {"tokens": "many"}, {"rate": float("nan")}])
 def test_bad_defaults(defaults: dict[str, Any]) -> None:
     """Fail when the server is made, and leave no socket."""

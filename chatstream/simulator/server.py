@@ -43,7 +43,8 @@ _WAITS = ("started", "headers", "delivered", "closed")
 class Simulator:
     """The provider. Listens from construction on; serves in a thread of its own (`start`) or yours.
 
-    `start`, `close` and the properties are safe from any thread; the rest is the loop's thread's.
+    `start`, `behave`, `close` and the properties are safe from any thread; the rest is the loop's
+    thread's.
 
     Args:
         host: Address to listen on.
@@ -70,8 +71,8 @@ class Simulator:
         defaults: Mapping[str, Any] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self._defaults = dict(defaults or {})
-        Plan.parse(self._defaults)
+        self._defaults: dict[str, Any] = {}
+        self.behave(defaults or {})
         self._context = _tls_context(certfile, keyfile)
         self._handshake_delay_ns = ns(handshake_delay)
         self._host = host
@@ -134,6 +135,17 @@ class Simulator:
         )
         self._thread.start()
         return self
+
+    def behave(self, defaults: Mapping[str, Any]) -> None:
+        """Sets what a request's ``simulate`` leaves out, from the next request on.
+
+        Takes the place of what was set before. Safe from any thread: one step.
+
+        Raises:
+            ValueError: A key is unknown or its value out of range; then nothing has changed.
+        """
+        Plan.parse(defaults)
+        self._defaults = dict(defaults)
 
     def serve_forever(self) -> None:
         """Serves in the calling thread until `close` is called."""
