@@ -69,6 +69,7 @@ def chatstream_live(chatstream_provider: Provider) -> Iterator[Callable[[Flask],
     with ExitStack() as served:
 
         def serve(app: Flask) -> Live:
+            __tracebackhide__ = True
             chatstream_provider.attach(app)
             return served.enter_context(Live(app))
 

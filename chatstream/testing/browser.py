@@ -278,7 +278,9 @@ class Answer:
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "open" if self.stopped_ns is None else "stopped"
-        return f"<Answer {self.session_id}/{self.stream_id} {state}, {len(self.events)} events>"
+        refused = self._started is not None and self._started.status != 200
+        seen = f"status {self.status}" if refused else f"{len(self.events)} events"
+        return f"<Answer {self.session_id}/{self.stream_id} {state}, {seen}>"
 
     def __iter__(self) -> Iterator[Event]:
         """Every event from the first on; waits for those to come. Raises as `wait` does."""

@@ -149,6 +149,7 @@ class Provider:
         Raises:
             LookupError: No ChatStream is mounted in the app.
         """
+        __tracebackhide__ = True
         service = service_of(app)
         self._attached.setdefault(service, service.settings)
         service.reconfigure(
@@ -172,6 +173,7 @@ class Provider:
         Raises:
             ValueError: A key is not known or its value wrong; the message says what it takes.
         """
+        __tracebackhide__ = True
         self._simulator.behave(checked(script))
 
     def requests(self) -> list[Figure]:
@@ -189,6 +191,7 @@ class Provider:
         Raises:
             AssertionError: The provider does not know it.
         """
+        __tracebackhide__ = True
         return self.wait(answer, timeout=0)
 
     def wait(
@@ -219,7 +222,7 @@ class Provider:
             f"/requests/{quote(name, safe='')}?{urlencode(query | _after(since))}"
         )
         if status == 404:
-            raise AssertionError(self._unknown(name, seconds))
+            raise AssertionError(self._unknown(answer, seconds))
         figure = _figure(found, since)
         if not _reached(figure, until, count):
             wanted = f"{count} delivered" if until == "delivered" else until
@@ -245,10 +248,10 @@ class Provider:
             raise AssertionError(f"The provider was not told to stop: {figure}.")
         return figure
 
-    def _unknown(self, name: str, seconds: float) -> str:
+    def _unknown(self, answer: object, seconds: float) -> str:
         others = ", ".join(repr(figure.id) for figure in self.requests()) or "none"
         return (
-            f"The provider got no request {name!r} within {seconds:g} s; it knows of: {others}."
+            f"The provider got no request {answer!r} within {seconds:g} s; it knows of: {others}."
             " (The name travels in the question's field `simulate`. An app that does not pass it"
             " on is asked about through requests().)"
         )
@@ -266,6 +269,7 @@ class Provider:
 
 def service_of(app: Flask) -> Service:
     """The app's `Service`. Raises LookupError where there is none."""
+    __tracebackhide__ = True
     if "chatstream" not in getattr(app, "extensions", {}):
         raise LookupError(
             f"No ChatStream is mounted in {app!r}. Give the Flask app itself, after"
@@ -300,6 +304,7 @@ def without_proxy() -> dict[str, str]:
 
 def checked(script: Mapping[str, Any]) -> Mapping[str, Any]:
     """The script itself. Raises ValueError where a key is not known or its value wrong."""
+    __tracebackhide__ = True
     try:
         Plan.parse(script)
     except ValueError as error:  # it speaks of the field in which requests have the keys

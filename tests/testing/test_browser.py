@@ -257,6 +257,8 @@ def test_what_an_answer_looks_like(live: Live) -> None:
     assert repr(answer) == "<Answer s/t stopped, 1 events>"
     answer.read()
     assert repr(answer) == "<Answer s/t ended, 1 events>"
+    refused = live.ask([], session_id="s", stream_id="t")
+    assert repr(refused) == "<Answer s/t ended, status 400>"
 
 
 def test_all_tabs_are_closed_at_once(live: Live, chatstream_provider: Provider) -> None:

@@ -129,7 +129,7 @@ def broken(chatstream_live, monkeypatch):
             r"E\s+AssertionError: Not 'closed' within 0\.2 s: request '\w+' is still open: ",
         ]
     )
-    assert "provider.py" not in result.stdout.str()
+    assert "provider.py" not in result.stdout.str()  # that is not where to look
 
 
 def test_without_the_plugin(pytester: pytest.Pytester) -> None:

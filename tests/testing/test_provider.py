@@ -145,6 +145,12 @@ def test_a_request_that_did_not_come(provider: Provider) -> None:
         provider.figure("x")
 
 
+def test_an_answer_that_the_app_refused(live: Live, provider: Provider) -> None:
+    """The assertion says so: it is what a forgotten login looks like."""
+    with pytest.raises(AssertionError, match=r"got no request <Answer .* status 400> within"):
+        provider.told(live.ask([]), timeout=0.01)
+
+
 def test_an_answer_that_ended_by_itself_is_no_stop(live: Live, provider: Provider) -> None:
     """Or a test would pass though the stop came too late."""
     answer = live.ask("?", script={"tokens": 2, "rate": 0})
