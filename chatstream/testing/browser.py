@@ -236,7 +236,7 @@ class Browser:
 
 @dataclass(frozen=True)
 class _Connection:
-    """A request that was sent; `HTTPConnection` forgets its socket when the response begins."""
+    """A request that was sent. `HTTPConnection` forgets its socket when the response begins."""
 
     connection: http.client.HTTPConnection
     sock: socket.socket
@@ -362,7 +362,6 @@ class Answer:
         if self._started is not None:
             self._started.close()
         self._connection.connection.close()
-        self._connection.sock.close()
         self.ended = True
 
     def _note_stop(self) -> None:

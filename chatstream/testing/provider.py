@@ -91,7 +91,7 @@ class Provider:
 
         with Provider(rate=5, silent_after=3) as provider: ...
 
-    It is `chatstream.simulator` in a thread. Safe from any thread.
+    It is `chatstream.simulator` in a thread. Safe from any thread, `attach` and `close` apart.
 
     Attributes:
         url: The address of its chat API.

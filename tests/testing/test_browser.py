@@ -10,17 +10,28 @@ import pytest
 from flask import Flask
 from werkzeug.wrappers import Response
 
-from chatstream import ChatStream
+from chatstream import Cause, ChatStream
 from chatstream.testing import Browser, Event, Live, Provider
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 @pytest.fixture
+def asked() -> list[str]:
+    """The paths that the app was asked for, in order."""
+    return []
+
+
+@pytest.fixture
 def live(
-    nothing_left: None, chatstream_provider: Provider, chatstream_live: Callable[[Flask], Live]
+    nothing_left: None,
+    asked: list[str],
+    chatstream_provider: Provider,
+    chatstream_live: Callable[[Flask], Live],
 ) -> Live:
-    return chatstream_live(host())
+    app = host()
+    app.before_request(lambda: asked.append(flask.request.path))
+    return chatstream_live(app)
 
 
 def host() -> Flask:
@@ -83,6 +94,8 @@ def test_headers_and_json(live: Live) -> None:
     assert got["headers"]["Accept"] == "*/*"
     typed = live.post("/echo", json={}, headers={"content-type": "text/x"}).json
     assert typed["headers"]["Content-Type"] == "text/x"
+    live.headers["Host"] = "chat.test"  # as an app with a SERVER_NAME wants it
+    assert live.post("/echo").json["headers"]["Host"] == "chat.test"
     assert live.get("/nowhere").status == 404
 
 
@@ -195,11 +208,14 @@ def test_a_body_that_breaks_off(live: Live) -> None:
 # Stopping
 
 
-def test_stop_leaves_and_cancels(live: Live, chatstream_provider: Provider) -> None:
+def test_stop_leaves_and_cancels(
+    live: Live, asked: list[str], chatstream_provider: Provider
+) -> None:
     """As the Stop button: the provider is told; the reply is the cancel's."""
     answer = live.ask("?")
     reply = answer.stop()
     assert reply.json in ({"ok": True, "cancelled": True}, {"ok": False, "reason": "not_found"})
+    assert asked == ["/talk/stream", f"/talk/cancel/{answer.session_id}"]
     assert chatstream_provider.told(answer).closed_by == "client"
     assert answer.ended
     assert answer.wait(2).text == "A "  # what was read stays, and nothing follows
@@ -216,14 +232,15 @@ def test_cancel_stays_to_the_end(live: Live, chatstream_provider: Provider) -> N
     assert live.outcome(answer).cause is not None
 
 
-def test_close_posts_nothing(live: Live, chatstream_provider: Provider) -> None:
+def test_close_posts_nothing(live: Live, asked: list[str], chatstream_provider: Provider) -> None:
     """A tab that is closed; the loop notices, though the provider is silent."""
     answer = live.ask("?", wait=False, script={"headers_after": 60})
     chatstream_provider.wait(answer)
     answer.close()
     answer.close()
     assert chatstream_provider.told(answer).delivered == 0
-    assert live.outcome(answer).cause.value == "client"  # type: ignore[union-attr]
+    assert live.outcome(answer).cause is Cause.CLIENT
+    assert asked == ["/talk/stream"]
 
 
 def test_the_first_stop_is_the_one_that_counts(live: Live) -> None:
@@ -283,6 +300,8 @@ def test_a_server_that_is_no_server(server: socket.socket) -> None:
         browser.get("/")
     with pytest.raises(AssertionError, match="not even a status"):
         browser.ask("?")
+    with pytest.raises(TimeoutError):
+        browser.post("/", data={"more": "x" * 20_000_000})  # than the kernel takes
     browser.close()
     server.close()
     with pytest.raises(ConnectionRefusedError):

@@ -172,6 +172,23 @@ def test_the_environment_is_the_tests_own(pytester: pytest.Pytester) -> None:
     pytester.runpytest_inprocess(*STRICT).assert_outcomes(passed=2)
 
 
+def test_a_test_ends_when_its_threads_have(pytester: pytest.Pytester) -> None:
+    """A leak check of the project's own finds none of chatstream's in the next test."""
+    pytester.makepyfile(
+        """
+        import threading, time
+
+        def test_one(chatstream_provider):
+            slow = threading.Thread(target=time.sleep, args=(0.3,), name="chatstream-slow")
+            slow.start()
+
+        def test_two():
+            assert [t.name for t in threading.enumerate() if "chatstream-" in t.name] == []
+        """
+    )
+    pytester.runpytest_inprocess(*STRICT).assert_outcomes(passed=2)
+
+
 def test_a_test_that_fails_leaves_nothing(pytester: pytest.Pytester, nothing_left: None) -> None:
     """With answers open, visitors reading and a client of its own."""
     pytester.makepyfile(

@@ -122,6 +122,9 @@ def test_a_wait_in_vain_shows_the_figures(live: Live, provider: Provider) -> Non
         provider.wait(answer, "delivered", 2, timeout=0.05)
     with pytest.raises(AssertionError, match="^Not 'closed' within 0.05 s: .*" + words):
         provider.told(answer, timeout=0.05)
+    silent = live.ask("?", wait=False, script={"headers_after": 60})
+    with pytest.raises(AssertionError, match=r"^Not 'headers' within 0\.05 s"):
+        provider.wait(silent, "headers", timeout=0.05)
     provider.timeout = 0.04
     with pytest.raises(AssertionError, match=r"within 0\.04 s"):
         provider.wait(answer, "closed")
