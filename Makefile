@@ -15,8 +15,9 @@ run: .venv/.run  ## the real provider
 	fi
 	@$(BIN)/gunicorn wsgi:app
 
+# In the order they are found: the quick ones, which are many in a file, fill up the end.
 test: .venv/.dev tests/node/node_modules/.package-lock.json
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

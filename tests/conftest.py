@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from tests.redis_server import RedisServer
 
 Value = TypeVar("Value")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in its background so, and all that we start would have it from us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PATIENCE = float(os.environ.get("CHATSTREAM_TEST_PATIENCE", "10"))
 """Seconds that a condition may take to come true. Slow machines raise it; it delays no test."""
