@@ -35,7 +35,7 @@ export interface Answer extends AsyncIterable<StreamEvent> {
   readonly streamId: string;
   /** How it ended; null while it has not. */
   readonly outcome: Outcome | null;
-  /** Whether it was ended from this side: by `stop`, a signal, leaving the loop, or the page's end. */
+  /** Whether it was ended from this side: by `stop`, a signal, leaving the loop, the page's end. */
   readonly stopped: boolean;
   /** The events, less `[DONE]`. Throws StreamError; ends quietly on a stop. */
   [Symbol.asyncIterator](): AsyncIterableIterator<StreamEvent>;
@@ -57,14 +57,14 @@ export interface Answer extends AsyncIterable<StreamEvent> {
 export type Outcome = "completed" | "stopped" | "ended" | "failed";
 
 export interface StopResult {
-  /** The service says that nothing of this answer is live: the provider's connection is shut down. */
+  /** The service says that nothing of it is live: the provider's connection is shut down. */
   confirmed: boolean;
   /**
    * - "cancelled": the cancel did it.
    * - "not_found": it was no longer live, since the service saw the connection close first; or was
    *   not live yet, and will not be.
    * - "ended": it was over before the stop, so nothing was sent.
-   * - "network": the cancel could not be sent. "http": what answered was no chatstream service.
+   * - "network": nobody answered the cancel. "http": what did was no chatstream service.
    * - else the service's: "unconfirmed", "bus_unavailable", "unauthenticated", …
    */
   reason: string;

@@ -145,7 +145,10 @@ export class EventStreamParser {
 /** ms that a cancel is given to be answered before the connection of its answer is closed. */
 const HEAD_START = 50;
 
-/** An answer that streams in: what `stream` returns. */
+/**
+ * An answer that streams in: what `stream` returns. It has one verdict, its outcome, and the first
+ * that is recorded stands: whatever is thrown after a stop is the stop's doing.
+ */
 class Answer {
   /** @type {Outcome | null} */
   #outcome = null;
@@ -173,23 +176,32 @@ class Answer {
     this.#response.catch(() => {}); // the iteration throws it, if there is one
   }
 
+  /** How it ended; null while it has not. */
   get outcome() {
     return this.#outcome;
   }
 
+  /** Whether it was ended from this side. */
   get stopped() {
     return this.#outcome === "stopped";
   }
 
+  /**
+   * Ends the answer: at once for whoever iterates, and at the provider. Never rejects. Idempotent.
+   *
+   * @returns {Promise<StopResult>} What the service said of it. Nobody has to wait for that.
+   */
   stop() {
     this.#stopping ??= this.#stop();
     return this.#stopping;
   }
 
+  /** The events, less `[DONE]`. Throws a StreamError; ends quietly on a stop. */
   [Symbol.asyncIterator]() {
     return this.#iterator(this.#events);
   }
 
+  /** What the events add to the text, where they do. Throws and ends as the events do. */
   deltas() {
     return this.#iterator(deltasOf(this.#events));
   }
@@ -435,8 +447,8 @@ async function jsonOf(response) {
 }
 
 /**
- * Seconds until one may ask again: a number, or a date (RFC 9110, section 10.2.3), which is compared
- * with the clock that wrote it.
+ * Seconds until one may ask again: a number, or a date (RFC 9110, section 10.2.3), compared with the
+ * clock that wrote it.
  *
  * @param {Headers} headers
  */
