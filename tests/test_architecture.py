@@ -41,7 +41,7 @@ FLOORS = [
     },
     {"config", "loop", "server", "faults", "bus.base", "bus.record_locks", "bus.scripts"},
     {"stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
-    {"registry", "body", "connections", "bus.seat", "detached"},
+    {"registry", "completions", "body", "connections", "bus.seat", "detached"},
     {"bus.unix", "iterable", "upstream"},
     {"bus", "fetch"},
     {"views", "cli"},
