@@ -91,7 +91,7 @@ class ChatStream:
         server.follow_signals()
         app.before_request(server.notice_end)
         app.register_error_handler(RequestTimeout, views.timed_out)
-        app.register_blueprint(views.blueprint(settings.url_prefix))
+        app.register_blueprint(views.blueprint(settings))
         app.cli.add_command(cli.group)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PATTERN = "^[A-Za-z0-9._:-]{1,128}$"
-"""A sessionId or streamId: `views.ID`, in JSON Schema's words."""
+"""A sessionId or streamId: `reading.ID`, in JSON Schema's words."""
 
 BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
     400: (

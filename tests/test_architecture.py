@@ -43,7 +43,7 @@ FLOORS = [
     {"stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
     {"registry", "completions", "body", "connections", "bus.seat", "detached"},
     {"bus.unix", "iterable", "upstream"},
-    {"bus", "fetch"},
+    {"bus", "fetch", "reading", "answering"},
     {"views", "cli"},
     {"extension"},
     {"workers.arrival"},
@@ -58,8 +58,8 @@ FLOORS = [
 """From the ground up. A module imports from floors below its own only."""
 
 ROOMS = {
-    "flask": {"extension", "views", "cli"},
-    "werkzeug": {"extension", "views", "cli", "testing.live"},
+    "flask": {"extension", "views", "reading", "answering", "cli"},
+    "werkzeug": {"extension", "views", "reading", "answering", "cli", "testing.live"},
     "click": {"cli"},
     "pytest": {"testing"},
     "requests": {"upstream", "connections", "faults", "fetch"},

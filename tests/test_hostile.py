@@ -23,7 +23,7 @@ from requests import PreparedRequest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 from werkzeug.wrappers import Response
 
-from chatstream import views
+from chatstream import reading
 from tests.test_openapi import CANCELS, PREFIX, STREAMS, URL, app, assert_as_documented, service_of
 
 ANSWER = b'data: {"choices":[]}\n\ndata: [DONE]\n\n'
@@ -216,7 +216,7 @@ def test_any_content_type(world: World, given_type: str) -> None:
 
 # Names
 
-names = text | st.from_regex(views.ID, fullmatch=True) | st.sampled_from(["a\n", "..", "x" * 129])
+names = text | st.from_regex(reading.ID, fullmatch=True) | st.sampled_from(["a\n", "..", "x" * 129])
 
 
 @fuzzed
@@ -228,7 +228,7 @@ def test_any_ids(world: World, session: Any, stream: Any) -> None:
     if response.status_code == 200:
         for name, value in (("X-Session-Id", session), ("X-Stream-Id", stream)):
             assert response.headers[name] == value or value is None
-            assert views.ID.fullmatch(response.headers[name])
+            assert reading.ID.fullmatch(response.headers[name])
         assert json.loads(world.request.body or b"").keys() == {"messages", "stream", "model"}
     else:
         assert response.status_code == 400

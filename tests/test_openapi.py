@@ -20,7 +20,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
 from werkzeug.wrappers import Response
 
-from chatstream import ChatStream, Service, errors, openapi, views
+from chatstream import ChatStream, Service, errors, openapi, reading
 from chatstream.errors import BusUnavailable, Unconfirmed
 from chatstream.outcome import Cause
 from chatstream.simulator import Simulator
@@ -68,7 +68,7 @@ def test_it_is_openapi(root: str) -> None:
 
 def test_a_name_has_the_form_of_a_name() -> None:
     """The pattern in the document is the one that the routes hold names against."""
-    assert f"^{views.ID.pattern}$" == openapi.PATTERN
+    assert f"^{reading.ID.pattern}$" == openapi.PATTERN
 
 
 def test_it_has_the_routes_and_no_others() -> None:
