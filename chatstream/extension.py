@@ -271,6 +271,7 @@ class Service:
         stream_id: str | None = None,
         owner: str = "",
         environ: Mapping[str, Any] | None = None,
+        form: Callable[[str, str, str], Stream] = Stream,
     ) -> StreamIterable:
         """Begins a stream. The provider is called at the iterable's first `next`.
 
@@ -280,6 +281,7 @@ class Service:
             stream_id: This answer; made up when None.
             owner: Whose it is.
             environ: The request's WSGI environ, where the client's socket is looked for.
+            form: Makes the stream, given session, stream and owner: one of events, or another.
 
         Returns:
             What the server has to walk and to close.
@@ -293,7 +295,7 @@ class Service:
         self.start(environ)
         if self._drained:
             raise shutting_down()
-        stream = Stream(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
+        stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         timer = None
         try:
             if sock := _client_socket(environ or {}):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, request
 from flask.blueprints import BlueprintSetupState
 
+from chatstream import openai
 from chatstream.answering import add_routes, as_json, drop, other_method, refuse, streamed
 from chatstream.errors import RequestTimeout, StreamError
 from chatstream.openapi import document
@@ -33,6 +34,8 @@ def blueprint(settings: Settings) -> Blueprint:
     """The routes, where the settings have them."""
     routes = Blueprint("chatstream", __name__, url_prefix=settings.url_prefix)
     routes.record(_add_routes)
+    if settings.openai_prefix is not None:
+        routes.record(openai.routes(settings.openai_prefix))
     routes.teardown_request(drop)
     return routes
 
@@ -97,7 +100,15 @@ def openapi() -> Response:
         return other_method("GET, HEAD, OPTIONS")
     settings = service().settings
     root = request.root_path.rstrip("/")
-    return as_json(document(settings.url_prefix, max_body=settings.max_body, root=root), 200)
+    return as_json(
+        document(
+            settings.url_prefix,
+            max_body=settings.max_body,
+            root=root,
+            openai_prefix=settings.openai_prefix,
+        ),
+        200,
+    )
 
 
 def timed_out(error: RequestTimeout) -> Response:
