@@ -74,7 +74,9 @@ class Story:
             self.far_provider = self._provider(host="0.0.0.0")  # it is asked by its loopback
         for kind in ("gthread", "gevent"):
             self._begin(kind)
+        # Last: a client that takes no bytes and is not cut off in time has stalled.
         for kind, rig in zip(("gthread", "gevent"), self.rigs[::3], strict=True):
+            self._from_far(rig, kind, "full", FULL, receive_buffer=4096)
             self._stream(rig, kind, "there but full", FULL, rig.client(receive_buffer=4096))
 
     def _provider(self, **options: str) -> Provider:
@@ -87,7 +89,6 @@ class Story:
         rig = self._rig(kind, self._provider())
         self._from_far(rig, kind, "silent", SILENT)
         self._from_far(rig, kind, "chatty", TOKENS)
-        self._from_far(rig, kind, "full", FULL, receive_buffer=4096)
         rig = self._rig(kind, self._provider(), CHATSTREAM_PING_INTERVAL="600")
         self._from_far(rig, kind, "never pinged", SILENT)
         url = f"http://{FAR}:{self.far_provider.port}/v1/chat/completions"

@@ -178,12 +178,15 @@ def test_a_test_ends_when_its_threads_have(pytester: pytest.Pytester) -> None:
         """
         import threading, time
 
+        before = set(threading.enumerate())  # of the project's other tests
+
         def test_one(chatstream_provider):
             slow = threading.Thread(target=time.sleep, args=(0.3,), name="chatstream-slow")
             slow.start()
 
         def test_two():
-            assert [t.name for t in threading.enumerate() if "chatstream-" in t.name] == []
+            left = set(threading.enumerate()) - before
+            assert [t.name for t in left if "chatstream-" in t.name] == []
         """
     )
     pytester.runpytest_inprocess(*STRICT).assert_outcomes(passed=2)
