@@ -13,6 +13,7 @@ run: .venv/.run  ## the real provider
 		echo "Set DEEPSEEK_API_KEY to your DeepSeek key (or CHATSTREAM_UPSTREAM_URL and CHATSTREAM_API_KEY for another provider), then: make run" >&2; \
 		exit 2; \
 	fi
+	@[ "$$CHATSTREAM_PAGE" = off ] || echo "The page: http://$${CHATSTREAM_BIND:-127.0.0.1:8000}$${CHATSTREAM_PAGE:-/}"
 	@$(BIN)/gunicorn wsgi:app
 
 # In the order they are found: the quick ones, which are many in a file, fill up the end.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, request
 from flask.blueprints import BlueprintSetupState
 
-from chatstream import openai
+from chatstream import openai, page
 from chatstream.answering import add_routes, as_json, drop, other_method, refuse, streamed
 from chatstream.errors import RequestTimeout, StreamError
 from chatstream.openapi import document
@@ -34,6 +34,7 @@ def blueprint(settings: Settings) -> Blueprint:
     """The routes, where the settings have them."""
     routes = Blueprint("chatstream", __name__, url_prefix=settings.url_prefix)
     routes.record(_add_routes)
+    routes.record(page.routes(settings))
     if settings.openai_prefix is not None:
         routes.record(openai.routes(settings.openai_prefix))
     routes.teardown_request(drop)

@@ -1,4 +1,4 @@
-"""Starts the built-in provider and gunicorn, and prints what to type. Ctrl-C ends both."""
+"""Starts the built-in provider and gunicorn; prints what to open and type. Ctrl-C ends both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 GUIDE = """
-chatstream is running, with a provider that needs no key. In another terminal:
+chatstream is running, with a provider that needs no key.
+
+  open {address}/
+     to chat, to stop, and to see what the provider counts meanwhile.
+
+Or, in another terminal:
 
   1. stream an answer (two thousand words, twenty a second):
      curl -N {chat}/stream -H 'Content-Type: application/json' -d '{body}'
@@ -75,11 +80,14 @@ def main() -> None:
             ready=r"Listening at: (\S+)",
             CHATSTREAM_UPSTREAM_URL=f"{origin}/v1/chat/completions",
             CHATSTREAM_API_KEY="no-key-needed",
+            CHATSTREAM_PAGE="/",
+            CHATSTREAM_METER="1",
             CHATSTREAM_BIND=f"127.0.0.1:{free_port(8000)}",
             PYTHONUNBUFFERED="1",
         )
         with ending(service), contextlib.suppress(KeyboardInterrupt):
-            print(GUIDE.format(chat=f"{address}/api/chat", provider=origin, body=BODY), flush=True)
+            chat = f"{address}/api/chat"
+            print(GUIDE.format(address=address, chat=chat, provider=origin, body=BODY), flush=True)
             assert service.stdout is not None
             for line in service.stdout:
                 print("  " + line, end="", flush=True)

@@ -20,7 +20,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
 from werkzeug.wrappers import Response
 
-from chatstream import ChatStream, Service, errors, openapi, reading
+from chatstream import ChatStream, Service, errors, openapi, page, reading
 from chatstream.errors import BusUnavailable, Unconfirmed
 from chatstream.outcome import Cause
 from chatstream.simulator import Simulator
@@ -81,10 +81,14 @@ def test_a_name_has_the_form_of_a_name() -> None:
 
 
 def test_it_has_the_routes_and_no_others() -> None:
-    """Each path is a route of the app's, and each route is in it (`/cancel` alone is a 404)."""
+    """Each path is a route of the app's, and each route is in it (`/cancel` alone is a 404).
+
+    The browser's module, a file, is none.
+    """
     rules = {rule.rule for rule in app().url_map.iter_rules()} - {"/static/<path:filename>"}
     named = {re.sub(r"<[^>]*>", "{sessionId}", rule) for rule in rules}
-    assert named - {f"{PREFIX}/cancel"} == set(DOCUMENT["paths"])
+    others = {f"{PREFIX}/{name}" for name in ("cancel", *page.MODULE)}
+    assert named - others == set(DOCUMENT["paths"])
 
 
 # It is served

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -17,6 +17,9 @@ from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.processes import Provider, Server, descriptors
 from tests.integration.proxy import Proxy
+
+if TYPE_CHECKING:
+    from tests.integration.browser import Chromium, Standalone, Tabs
 
 
 @dataclass
@@ -349,3 +352,46 @@ def fleet(rigs: Callable[..., Fleet], worker_class: str) -> Iterator[Fleet]:
 @pytest.fixture
 def log_file(tmp_path: Path) -> Path:
     return tmp_path / "server.log"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chromium]:
+    """A browser for a module: while it is there, nothing else can have the thread's event loop."""
+    from tests.integration.browser import Chromium
+
+    browser = Chromium()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Standalone]]:
+    """`standalone(worker_class, **environ)`: a service, shared by the tests that ask alike."""
+    from tests.integration.browser import Standalone
+
+    made: dict[object, Standalone] = {}
+
+    def rig(worker_class: str = "gthread", **environ: str) -> Standalone:
+        key = (worker_class, *sorted(environ.items()))
+        if key not in made:
+            log = tmp_path_factory.mktemp("standalone") / "server.log"
+            made[key] = Standalone.start(log, worker_class, **environ)
+        return made[key]
+
+    yield rig
+    for one in made.values():
+        one.stop()
+
+
+@pytest.fixture
+def tabs(
+    chromium: Chromium, standalone: Callable[..., Standalone], request: pytest.FixtureRequest
+) -> Iterator[Tabs]:
+    """The page of a service, whose worker class may be a parameter, that is left at rest."""
+    from tests.integration.browser import Tabs
+
+    rig = standalone(getattr(request, "param", "gthread"))
+    tabs = Tabs(chromium.profile, rig)
+    yield tabs
+    tabs.close()
+    rig.check_leaks()

@@ -13,15 +13,18 @@ from tests.conftest import eventually, require
 from tests.integration.processes import ROOT
 
 
-def test_the_three_lines_of_the_demo() -> None:
-    """Stream, stop, and see that the provider stopped: as printed, with curl."""
+def test_what_the_demo_prints() -> None:
+    """The page; then stream, stop, and see that the provider stopped: as printed, with curl."""
     require("curl")
     demo = subprocess.Popen(
         [sys.executable, "examples/demo.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert demo.stdout is not None
     try:
-        lines = [demo.stdout.readline() for _ in range(14)]
+        lines = [demo.stdout.readline() for _ in range(19)]
+        (page,) = [line.split()[1] for line in lines if line.strip().startswith("open ")]
+        html = subprocess.run(["curl", "-s", page], capture_output=True, check=True).stdout
+        assert b'data-meter="on"' in html
         stream, stop, see = [shlex.split(x) for x in lines if x.strip().startswith("curl")]
         with subprocess.Popen([*stream, "-s"], stdout=subprocess.PIPE, text=True) as streaming:
             assert streaming.stdout is not None

@@ -1,0 +1,630 @@
+"""The page in a real browser: what it shows, in words, to whom, and what it never lets in."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatstream import openapi
+from tests.conftest import PATIENCE
+from tests.integration.browser import LONG, Chromium, Standalone, Tab, Tabs, expect
+
+# Errors, in words
+
+
+def refused(tab: Tab, status: int, /, **simulate: Any) -> None:
+    """Asks, and is refused. The browser's console may say so; the page does it in words."""
+    tab.intend(f"status of {status} ")
+    tab.ask(**simulate)
+
+
+def again(tab: Tab) -> Any:
+    return tab.failure.get_by_role("button", name=re.compile("^Try again"))
+
+
+@pytest.mark.parametrize(
+    ("status", "simulate", "words"),
+    [
+        (502, {"status": 500}, "The provider failed."),
+        (502, {"status": 401}, "The provider refused the key of this service."),
+        (502, {"reset_after": 0}, "The provider hung up without an answer."),
+        (
+            400,
+            {"status": 400, "message": "No such <b>model</b>."},
+            "take it: No such <b>model</b>.",
+        ),
+        (502, {"content_type": "text/html", "raw": "<p>"}, "something that is no answer"),
+    ],
+)
+def test_refusals_in_words(tabs: Tabs, status: int, simulate: dict[str, Any], words: str) -> None:
+    """What happened, in a sentence that is also announced, with a way to try again."""
+    tab = tabs.open()
+    refused(tab, status, **simulate)
+    expect(tab.failure).to_contain_text(words)
+    expect(tab.state).to_contain_text(words)
+    expect(tab.stop).to_be_hidden()
+    tab.behave(tokens=2, rate=100)
+    asked = tab.sent(lambda: again(tab).click())
+    assert asked.messages == [("user", "Tell me.")]
+    expect(tab.state).to_have_text("The answer is complete.")
+    expect(tab.failure).to_have_count(0)
+    expect(tab.turns).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("simulate", "words"),
+    [({"error_after": 5}, "The provider failed."), ({"truncate_after": 5}, "broke off")],
+)
+def test_an_answer_that_breaks_off(tabs: Tabs, simulate: dict[str, Any], words: str) -> None:
+    """What had come stays, and the next question carries it."""
+    tab = tabs.open()
+    tab.ask(rate=100, tokens=50, **simulate)
+    expect(tab.failure).to_contain_text(words)
+    seen = tab.words()
+    assert len(seen) == 5
+    asked = tab.ask("Go on.", tokens=2, rate=100)
+    assert asked.messages[1][1].split() == seen
+    expect(tab.state).to_have_text("The answer is complete.")
+
+
+def test_a_failure_after_a_reload(tabs: Tabs) -> None:
+    """What went wrong, and the way to try again, are still there."""
+    tab = tabs.open()
+    tab.ask(rate=100, tokens=50, error_after=5)
+    expect(tab.failure).to_contain_text("The provider failed.")
+    tab.page.reload()
+    tab.ready()
+    expect(tab.failure).to_contain_text("The provider failed.")
+    assert len(tab.words()) == 5
+    tab.behave(tokens=2, rate=100)
+    again(tab).click()
+    expect(tab.state).to_have_text("The answer is complete.")
+    assert len(tab.words()) == 2
+
+
+def test_a_pause_is_counted_down(tabs: Tabs) -> None:
+    """With the provider's Retry-After; the button can be reached, and does nothing before."""
+    tab = tabs.open()
+    refused(tab, 429, status=429, retry_after=2)
+    expect(tab.failure).to_contain_text("asks for a pause")
+    expect(again(tab)).to_have_text(re.compile(r"^Try again in [12] s$"))
+    expect(tab.state).to_contain_text("Try again in 2 s.")
+    tab.behave(tokens=2, rate=100)
+    again(tab).click(force=True)
+    expect(tab.failure).to_be_visible()
+    expect(again(tab)).to_have_text("Try again in 1 s")
+    expect(again(tab)).to_have_text("Try again")
+    expect(tab.state).to_have_text("You can try again.")
+    again(tab).click()
+    expect(tab.state).to_have_text("The answer is complete.")
+
+
+def test_somebody_who_is_not_logged_in(tabs: Tabs) -> None:
+    """401 is the host's `identify`; the page asks for a login."""
+    tab = tabs.open()
+    body = {"ok": False, "reason": "unauthenticated", "message": "Who are you?"}
+    tab.page.route("**/stream", lambda route: route.fulfill(status=401, json=body))
+    refused(tab, 401)
+    expect(tab.failure).to_contain_text("You are not logged in.")
+    tab.page.unroute("**/stream")
+
+
+def test_every_refusal_has_its_words(tabs: Tabs) -> None:
+    """Each reason that the routes can give, but for mistakes that the page does not make."""
+    reasons = {code for _, codes in openapi.BEFORE.values() for code in codes} | {*openapi.AFTER}
+    reasons |= {"network", "not_stream", "http"}  # the module's own
+    reasons -= {"bad_json", "bad_messages", "bad_id", "unsupported_media_type"}
+    words = tabs.open().page.evaluate(
+        """async (codes) => {
+            const { inWords } = await import("./api/chat/failures.js");
+            return codes.map((code) => [code, inWords({ code, message: "from outside" })]);
+        }""",
+        sorted(reasons),
+    )
+    assert [code for code, said in words if said in ("from outside", "Something went wrong.")] == []
+    assert len({said for _, said in words}) == len(reasons)
+
+
+def test_an_outage(chromium: Chromium, tmp_path: Path) -> None:
+    """The provider goes in the middle, then it is away, then the service is."""
+    rig = Standalone.start(tmp_path / "server.log")
+    tabs = Tabs(chromium.profile, rig)
+    try:
+        tab = tabs.open()
+        tab.intend("status of 502 ", "ERR_CONNECTION_REFUSED")
+        tab.ask(**LONG)
+        tab.eventually(lambda: len(tab.words()) >= 3, "words")
+        rig.provider.close()
+        expect(tab.failure).to_contain_text("The provider broke off.")
+        assert len(tab.words()) >= 3
+        again(tab).click()
+        expect(tab.failure).to_contain_text("The provider cannot be reached just now.")
+        rig.server.stop()
+        again(tab).click()
+        expect(tab.failure).to_contain_text("This service cannot be reached.")
+        tabs.close()
+    finally:
+        rig.stop()
+
+
+# A service of another shape: elsewhere, one slot, a provider that has no meter
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalone]:
+    rig = Standalone.start(
+        tmp_path_factory.mktemp("small") / "server.log",
+        defaults=LONG,
+        CHATSTREAM_METER="0",
+        CHATSTREAM_MAX_STREAMS="1",
+        CHATSTREAM_PAGE="/my/chat",
+        CHATSTREAM_URL_PREFIX="/my/api/v1",
+    )
+    yield rig
+    rig.stop()
+
+
+def test_a_real_provider_has_no_meter(chromium: Chromium, small: Standalone) -> None:
+    """Nothing of it is seen, asked for or sent, wherever the page is."""
+    tabs = Tabs(chromium.profile, small)
+    tab = tabs.open()
+    asked: list[str] = []
+    tab.page.on("request", lambda request: asked.append(request.url))
+    body = tab.ask().body
+    assert set(body) == {"messages", "sessionId", "streamId"}
+    tab.eventually(lambda: len(tab.words()) > 2, "words")
+    tab.stop.click()
+    expect(tab.mark).to_have_text("Stopped")
+    expect(tab.page.get_by_role("complementary")).to_be_hidden()
+    assert [url for url in asked if "meter" in url] == []
+    assert "aborted by client/cancel" in small.server.ending_of(body["sessionId"])
+    tabs.close()
+    small.check_leaks()
+
+
+def test_busy(chromium: Chromium, small: Standalone) -> None:
+    """Whoever comes when every place is taken is told; whose answer it is goes on."""
+    tabs = Tabs(chromium.profile, small)
+    one, other = tabs.open(), tabs.open()
+    first = one.ask()
+    one.eventually(lambda: len(one.words()) > 2, "words")
+    refused(other, 503)
+    expect(other.failure).to_contain_text("every place is taken")
+    count = len(one.words())
+    one.eventually(lambda: len(one.words()) > count, "more words")
+    one.page.bring_to_front()
+    one.stop.click()
+    small.server.ending_of(first.session)
+    other.page.bring_to_front()
+    expect(again(other)).to_have_text("Try again")
+    again(other).click()
+    other.eventually(lambda: len(other.words()) > 2, "words")
+    other.page.keyboard.press("Escape")
+    expect(other.mark).to_have_text("Stopped")
+    tabs.close()
+    small.check_leaks()
+
+
+# Markdown
+
+RENDERED = [
+    ("one\ntwo\n\nthree", "<p>one<br>two</p><p>three</p>"),
+    ("# A\n## B ##\n### C\n#### D\n###### E\n#no", "<h3>A</h3><h4>B</h4><h5>C</h5><h6>D</h6>"
+     "<h6>E</h6><p>#no</p>"),
+    ("**b** __b__ *i* _i_ ~~d~~", "<p><strong>b</strong> <strong>b</strong> <em>i</em> <em>i</em>"
+     " <del>d</del></p>"),
+    ("***both*** **a *b***", "<p><strong><em>both</em></strong> <strong>a <em>b</em></strong></p>"),
+    ("2 * 3 * 4, a_b_c, **open, * x *", "<p>2 * 3 * 4, a_b_c, **open, * x *</p>"),
+    (r"\*no\* \# \\", r"<p>*no* # \</p>"),
+    ("`a` ``b`c`` ` `` ` `open", "<p><code>a</code> <code>b`c</code> <code>``</code> `open</p>"),
+    ("`**no**` **`yes`**", "<p><code>**no**</code> <strong><code>yes</code></strong></p>"),
+    ("- a\n- b\n  - c\n    more\n- d", "<ul><li>a</li><li>b<ul><li>c<br>more</li></ul></li>"
+     "<li>d</li></ul>"),
+    ("3. a\n4. b\n\n   para\n\n5) c", '<ol start="3"><li>a</li><li>b<p>para</p></li></ol>'
+     '<ol start="5"><li>c</li></ol>'),
+    ("* a\n\n* b\n\nend", "<ul><li>a</li><li>b</li></ul><p>end</p>"),
+    ("text\n2024. no\n- a\n1. b", "<p>text<br>2024. no</p><ul><li>a</li></ul><ol><li>b</li></ol>"),
+    ("- a\n\t- b", "<ul><li>a<ul><li>b</li></ul></li></ul>"),
+    ("> a\n> - b\n\nc", "<blockquote><p>a</p><ul><li>b</li></ul></blockquote><p>c</p>"),
+    ("a\n\n---\n\n* * *", "<p>a</p><hr><hr>"),
+    ("[a *b*](https://x.example/y?z=1&w=2)", '<p><a href="https://x.example/y?z=1&amp;w=2">'
+     "a <em>b</em></a></p>"),
+    ("[a](http://x.example/s_(t)) ![alt](https://x.example/i.png)", '<p><a href="'
+     'http://x.example/s_(t)">a</a> <a href="https://x.example/i.png">alt</a></p>'),
+    ("see https://x.example/a. (http://y.example/b) <https://z.example>", '<p>see <a href="'
+     'https://x.example/a">https://x.example/a</a>. (<a href="http://y.example/b">'
+     'http://y.example/b</a>) <a href="https://z.example/">https://z.example</a></p>'),
+    ("a < b && c > d &amp;", "<p>a &lt; b &amp;&amp; c &gt; d &amp;amp;</p>"),
+    ("", ""),
+]  # fmt: skip
+
+HOSTILE = [
+    "<script>window.hit = 1</script>",
+    "<img src=x onerror='window.hit = 1'>",
+    "[a](javascript:window.hit=1)",
+    "[a](JaVaScRiPt:window.hit=1)",
+    "[a](java\tscript:window.hit=1)",
+    "[a](&#106;avascript:window.hit=1)",
+    "[a](data:text/html,<script>window.hit=1</script>)",
+    "[a](vbscript:x) [b](file:///etc/passwd) [c](//x.example) [d](/api/chat/cancel/x) [e](#)",
+    "<javascript:window.hit=1>",
+    "![a](javascript:window.hit=1)",
+    '[a](https://x.example/"onmouseover="window.hit=1)',
+    "[a](https://x.example/ \"t\" onclick=window.hit=1)",
+    "```html\n<script>window.hit = 1</script>\n```",
+    "```\"><img src=x onerror=window.hit=1>\n```",
+    "`<b onclick=x>`",
+    "# <svg onload=window.hit=1>",
+    "- <iframe srcdoc='<script>parent.hit=1</script>'>",
+    "> <style>*{display:none}</style>",
+    "[<img src=x onerror=window.hit=1>](https://x.example)",
+    "https://x.example/<script>window.hit=1</script>",
+]  # fmt: skip
+
+RENDER = """async ([texts, steps]) => {
+    const { Rendering } = await import("./api/chat/markdown.js");
+    return texts.map((text) => {
+        const element = document.createElement("div");
+        document.body.append(element);
+        const rendering = new Rendering(element);
+        for (let n = 0; steps && n < text.length; n += 1) rendering.update(text.slice(0, n));
+        rendering.update(text);
+        const [html, links] = [element.innerHTML, element.querySelectorAll("a")];
+        const fine = [...links].every((a) => /^https?:$/.test(a.protocol)
+            && a.rel.includes("noopener") && a.target === "_blank");
+        const all = [...element.querySelectorAll("*")];
+        const names = all.map((one) => one.localName);
+        const attributes = all.flatMap((one) => one.getAttributeNames());
+        element.remove();
+        return { html, fine, names, attributes };
+    });
+}"""
+
+FIXED = re.compile(r' (?:target|rel|tabindex|role|aria-label|data-language)="[^"]*"')
+
+
+def render(tab: Tab, texts: list[str], *, steps: bool = False) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = tab.page.evaluate(RENDER, [texts, steps])
+    return made
+
+
+@pytest.mark.parametrize("steps", [False, True])
+def test_markdown(tabs: Tabs, steps: bool) -> None:
+    """A text's nodes, the same whether it came at once or character by character."""
+    made = render(tabs.open(), [text for text, _ in RENDERED], steps=steps)
+    assert [FIXED.sub("", one["html"]) for one in made] == [html for _, html in RENDERED]
+    assert all(one["fine"] for one in made)
+
+
+def test_code(tabs: Tabs) -> None:
+    """As it was written, tabs and all; also while the fence is open, and in a list."""
+    texts = ["```python\n\tif a < b:\n\n# no heading\n```\nafter", "a\n~~~\n```\nopen", "```",
+             "1. a\n   ```sh\n   b\n     c\n   ```\n2. d"]  # fmt: skip
+    made = [one["html"] for one in render(tabs.open(), texts)]
+    whole, opened, empty, listed = (FIXED.sub("", html) for html in made)
+    assert whole == "<pre><code>\tif a &lt; b:\n\n# no heading</code></pre><p>after</p>"
+    assert 'data-language="python"' in made[0]
+    assert 'aria-label="Code, python"' in made[0]
+    assert 'tabindex="0"' in made[0]
+    assert opened == "<p>a</p><pre><code>```\nopen</code></pre>"
+    assert empty == "<pre><code></code></pre>"
+    assert listed == "<ol><li>a<pre><code>b\n  c</code></pre></li><li>d</li></ol>"
+
+
+def test_what_a_model_says_stays_text(tabs: Tabs) -> None:
+    """No markup, no handler, no link that leads to anything but http and https."""
+    tab = tabs.open()
+    known = {"p", "br", "a", "pre", "code", "h3", "ul", "li", "blockquote", "em", "strong"}
+    for text, made in zip(HOSTILE, render(tab, HOSTILE), strict=True):
+        assert set(made["names"]) <= known, text
+        assert made["fine"], text
+        assert [name for name in made["attributes"] if name.startswith("on")] == [], text
+    assert tab.page.evaluate("window.hit") is None
+
+
+def test_hostile_lengths(tabs: Tabs) -> None:
+    """Nothing that is long or deep takes long."""
+    size = 20_000
+    texts = [
+        mark * size for mark in ("*", "**a ", "_a ", "`a``", "[", "[a](", "![", "> ", "- ", "<")
+    ]
+    texts += ["".join(f"{'  ' * n}- a\n" for n in range(200)), "*" * size + "a" + "*" * size]
+    texts += ["https://" * (size // 8), "(" * size, "a\n" * size, "1. a\n\n" * (size // 10)]
+    began = time.monotonic()
+    assert len(render(tabs.open(), texts)) == len(texts)
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_only_what_has_changed_is_drawn_anew(tabs: Tabs) -> None:
+    """What is selected, or read aloud, stays when more comes below it."""
+    same = tabs.open().page.evaluate(
+        """async () => {
+            const { Rendering } = await import("./api/chat/markdown.js");
+            const element = document.createElement("div");
+            const rendering = new Rendering(element);
+            rendering.update("# One\\n\\ntwo\\n\\nthr");
+            const before = [...element.children];
+            rendering.update("# One\\n\\ntwo\\n\\nthree\\n\\nfour");
+            return before.map((node, index) => node === element.children[index]);
+        }"""
+    )
+    assert same == [True, True, False]
+
+
+def test_markdown_while_it_streams(tabs: Tabs) -> None:
+    """Code is code before its fence is closed; what follows is not."""
+    text = "Look:\n\n```python\nstop( now )\n```\n\n**Done** now. "
+    tab = tabs.open()
+    tab.ask(text=text, tokens=7, rate=100, silent_after=4, silent_for=0.5)
+    code = tab.answer.get_by_role("group", name="Code, python")
+    expect(code).to_have_text("stop( now", use_inner_text=True)
+    expect(tab.state).to_have_text("The answer is complete.")
+    expect(code).to_have_text("stop( now )", use_inner_text=True)
+    expect(tab.answer.locator("strong")).to_have_text("Done")
+
+
+# What is shown, and how
+
+
+def test_reasoning_is_shown_apart(tabs: Tabs) -> None:
+    """Open while there is nothing else, then folded; it is not told again to the provider."""
+    tab = tabs.open()
+    tab.ask(tokens=12, rate=100, reasoning=5, silent_after=5, silent_for=0.5)
+    thoughts = tab.turns.first.locator("details")
+    expect(thoughts.locator("summary")).to_have_text("Thinking")
+    expect(thoughts).to_have_attribute("open", "")
+    expect(thoughts.locator(".thoughts")).to_have_text("A stop button is a ")
+    expect(tab.state).to_have_text("The answer is complete.")
+    expect(thoughts).not_to_have_attribute("open", "")
+    expect(tab.answer).to_have_text("promise. Whoever presses it has already decided,")
+    asked = tab.ask("Go on.", tokens=2, rate=100)
+    assert asked.messages[1][1].startswith("promise.")
+    expect(tab.state).to_have_text("The answer is complete.")
+
+
+def test_reasoning_stays_as_one_has_it(tabs: Tabs) -> None:
+    """Whoever unfolds it reads on while the answer comes."""
+    tab = tabs.open()
+    tab.ask(**LONG, reasoning=2)
+    thoughts = tab.turns.first.locator("details")
+    tab.eventually(lambda: len(tab.words()) > 2, "words")
+    expect(thoughts).not_to_have_attribute("open", "")
+    thoughts.locator("summary").click()
+    count = len(tab.words())
+    tab.eventually(lambda: len(tab.words()) > count + 2, "more words")
+    expect(thoughts).to_have_attribute("open", "")
+    tab.page.keyboard.press("Escape")
+    expect(tab.mark).to_have_text("Stopped")
+
+
+def test_the_view_follows_only_from_the_end(tabs: Tabs) -> None:
+    """Whoever scrolls up is left there, and can come back."""
+    tab = tabs.open()
+    tab.page.set_viewport_size({"width": 600, "height": 420})
+    talk = tab.page.locator("#talk")
+    at_end = "(e) => e.scrollHeight - e.scrollTop - e.clientHeight < 48"
+    tab.ask(rate=200, tokens=20_000)
+    tab.eventually(lambda: talk.evaluate("(e) => e.scrollTop > 100"), "scrolling")
+    assert talk.evaluate(at_end)
+    latest = tab.page.get_by_role("button", name="Latest")
+    expect(latest).to_be_hidden()
+    talk.evaluate("(e) => e.scrollTo(0, 20)")
+    expect(latest).to_be_visible()
+    count = len(tab.words())
+    tab.eventually(lambda: len(tab.words()) > count + 20, "more words")
+    assert talk.evaluate("(e) => e.scrollTop") == 20
+    latest.click()
+    tab.eventually(lambda: talk.evaluate(at_end), "the end")
+    expect(latest).to_be_hidden()
+    tab.page.keyboard.press("Escape")
+    expect(tab.mark).to_have_text("Stopped")
+
+
+LONG_WORDS = (
+    f"# {'Long' * 40}\n\n{'x' * 300}\n\nhttps://x.example/{'y' * 200}\n\n```\n{'z' * 300}\n```\n"
+)
+
+OVERFLOW = """() => [document.documentElement, document.querySelector("#talk"),
+    document.querySelector("#meter"), document.querySelector("#composer")]
+    .filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.id || e.localName)"""
+
+
+def test_narrow_screens(tabs: Tabs) -> None:
+    """320 px: nothing sticks out, whatever is asked and answered; Stop is in reach."""
+    tab = tabs.open()
+    tab.page.set_viewport_size({"width": 320, "height": 560})
+    tab.ask("Q" * 200, text=LONG_WORDS, tokens=500, rate=50, silent_after=8)
+    expect(tab.answer.get_by_role("group", name="Code")).to_contain_text("zzz")
+    assert tab.page.evaluate(OVERFLOW) == []
+    expect(tab.stop).to_be_in_viewport(ratio=1)
+    expect(tab.message).to_be_in_viewport(ratio=1)
+    assert tab.message.evaluate("(e) => e.clientWidth") > 200
+    tab.stop.click()
+    refused(tab, 429, status=429, retry_after=300)
+    expect(again(tab)).to_have_text(re.compile(r"^Try again in (5 min 0|4 min 59) s$"))
+    assert tab.page.evaluate(OVERFLOW) == []
+
+
+CONTRAST = """() => {
+    const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map((c) => (c /= 255) <= 0.04045
+        ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4).reduce((sum, c, i) =>
+        sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = (e) => {
+        for (; e; e = e.parentElement) {
+            const [r, g, b, a = 1] = parts(getComputedStyle(e).backgroundColor);
+            if (a === 1) return [r, g, b];
+        }
+        return [255, 255, 255];
+    };
+    const seen = (e) => e.checkVisibility({ visibilityProperty: true }) && !e.closest(".unseen");
+    const own = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    const texts = [...document.body.querySelectorAll("*")].filter((e) => seen(e) && own(e));
+    const ratios = texts.map((e) => {
+        const [one, two] = [light(parts(getComputedStyle(e).color)), light(ground(e))];
+        const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+        return [Math.round(ratio * 100) / 100, e.localName, e.textContent.slice(0, 30)];
+    });
+    return { count: texts.length, low: ratios.filter(([ratio]) => ratio < 4.5) };
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(tabs: Tabs, scheme: Any) -> None:
+    """Every text on the page against what is behind it: at least 4.5 to 1 (WCAG 2.2, 1.4.3)."""
+    tab = tabs.open()
+    tab.page.emulate_media(color_scheme=scheme)
+    text = "# A\n\n[b](https://x.example) `c`\n\n> d\n\n```python\ne\n```\n"
+    tab.ask(text=text, tokens=12, rate=100, reasoning=2)
+    expect(tab.state).to_have_text("The answer is complete.")
+    tab.turns.last.locator("summary").click()
+    refused(tab, 429, status=429, retry_after=60)
+    expect(tab.failure).to_be_visible()
+    tab.ask(**LONG)
+    tab.eventually(lambda: len(tab.words()) > 2, "words")
+    found = tab.page.evaluate(CONTRAST)
+    assert found["low"] == []
+    assert found["count"] > 25
+    tab.stop.click()
+    expect(tab.mark).to_be_visible()
+    assert tab.page.evaluate(CONTRAST)["low"] == []
+
+
+# Without a mouse, without a screen
+
+
+def test_by_keyboard_alone(tabs: Tabs) -> None:
+    """Type, send, reach Stop, stop, and be back where one types. The focus is always seen."""
+    tab = tabs.open()
+    keys = tab.page.keyboard
+    expect(tab.message).to_be_focused()
+    tab.behave(**LONG)
+    keys.type("One")
+    keys.press("Shift+Enter")
+    keys.type("two")
+    asked = tab.sent(lambda: keys.press("Enter"))
+    assert asked.messages == [("user", "One\ntwo")]
+    expect(tab.message).to_have_value("")
+    keys.press("Tab")
+    expect(tab.stop).to_be_focused()
+    assert tab.stop.evaluate("(e) => getComputedStyle(e).outlineStyle") == "solid"
+    since_ns = time.monotonic_ns()
+    keys.press("Space")
+    tabs.rig.halted(asked, since_ns)
+    expect(tab.mark).to_have_text("Stopped")
+    expect(tab.message).to_be_focused()
+    keys.press("Tab")
+    expect(tab.page.get_by_role("button", name="Send")).to_be_focused()
+
+
+def test_keys_that_do_not_send(tabs: Tabs) -> None:
+    """An empty box; Enter and Escape that belong to somebody's input method."""
+    tab = tabs.open()
+    sent: list[str] = []
+    tab.page.on("request", lambda request: sent.append(request.method))
+    tab.message.fill("  \n ")
+    tab.message.press("Enter")
+    tab.page.get_by_role("button", name="Send").click()
+    composing = """(e, key) => e.dispatchEvent(new KeyboardEvent("keydown",
+        { key, isComposing: true, bubbles: true, cancelable: true }))"""
+    tab.message.fill("日本")
+    tab.message.evaluate(composing, "Enter")
+    assert "POST" not in sent
+    asked = tab.ask("日本語", **LONG)
+    tab.message.evaluate(composing, "Escape")
+    tab.eventually(lambda: len(tab.words()) > 2, "words")
+    expect(tab.stop).to_be_visible()
+    tab.page.keyboard.press("Escape")
+    tabs.rig.aborted(asked)
+
+
+def test_what_is_announced(tabs: Tabs) -> None:
+    """The state, once for each: not the answer, word by word."""
+    tab = tabs.open()
+    tab.state.evaluate(
+        """(e) => { window.said = []; new MutationObserver(() => window.said.push(e.textContent))
+            .observe(e, { childList: true, characterData: true, subtree: true }); }"""
+    )
+    tab.ask(tokens=30, rate=200)
+    expect(tab.state).to_have_text("The answer is complete.")
+    tab.ask(**LONG)
+    tab.eventually(lambda: len(tab.words()) > 2, "words")
+    assert tab.turns.last.locator(".answer").get_attribute("aria-busy") == "true"
+    tab.page.keyboard.press("Escape")
+    expect(tab.state).to_have_text("Stopped. What had come stays.")
+    assert tab.turns.last.locator(".answer").get_attribute("aria-busy") == "false"
+    said = tab.page.evaluate("window.said")
+    assert said == ["Answering.", "The answer is complete.", "Answering.",
+                    "Stopped. What had come stays."]  # fmt: skip
+    assert tab.answer.evaluate("(e) => e.closest('[aria-live], [role=log], [role=status]')") is None
+
+
+NAMELESS = """() => [...document.querySelectorAll("button, a, input, select, textarea, summary")]
+    .filter((e) => e.checkVisibility({ visibilityProperty: true }))
+    .filter((e) => !(e.labels?.[0]?.textContent ?? e.ariaLabel ?? e.textContent).trim())
+    .map((e) => e.outerHTML)"""
+
+
+def test_what_it_is_to_those_who_do_not_see_it(tabs: Tabs) -> None:
+    """Landmarks, headings, names: one of each where there is to be one."""
+    tab = tabs.open()
+    page = tab.page
+    tab.ask(tokens=3, rate=100)
+    expect(tab.state).to_have_text("The answer is complete.")
+    for role, name in (
+        ("banner", None),
+        ("main", "Conversation"),
+        ("complementary", "Provider"),
+        ("textbox", "Message"),
+        ("combobox", "The next answer"),
+        ("button", "Send"),
+        ("button", "New chat"),
+        ("status", None),
+    ):
+        expect(page.get_by_role(role, name=name)).to_have_count(1)  # type: ignore[arg-type]
+    assert page.get_by_role("heading").all_inner_texts() == ["Chat", "You", "Answer", "Provider"]
+    assert page.evaluate(NAMELESS) == []
+    assert page.evaluate("document.documentElement.lang") == "en"
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_reduced_motion(tabs: Tabs) -> None:
+    """Nothing moves for those who do not want it."""
+    tab = tabs.open()
+    asked = tab.ask(**LONG, headers_after=60)
+    dot = tab.turns.last.locator(".waiting span").first
+    moves = "(e) => getComputedStyle(e).animationName"
+    assert dot.evaluate(moves) == "breathe"
+    tab.page.emulate_media(reduced_motion="reduce")
+    assert dot.evaluate(moves) == "none"
+    tab.page.keyboard.press("Escape")
+    tabs.rig.provider.request(asked.stream, "closed")
+
+
+# The policy
+
+
+OTHERS: dict[str, str] = {
+    "an image of another host": "new Image().src = 'http://127.0.0.1:9/x.png'",
+    "a request to another host": "fetch('http://127.0.0.1:9/').catch(() => {})",
+    "a style": "document.body.setAttribute('style', 'color: red')",
+    "a frame": "document.body.append(Object.assign(document.createElement('iframe'), {src: '/'}))",
+    "markup": "try { document.body.innerHTML = '<p>' } catch {}",
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_the_policy_lets_nothing_in(tabs: Tabs, what: str) -> None:
+    """And what it keeps out is seen by these tests: in all others there was none."""
+    tab = tabs.open(anew=True)
+    tab.page.evaluate(f"() => {{ {OTHERS[what]} }}")
+    tab.eventually(lambda: tab.complaints, "a complaint")
+    refused = ["Content Security Policy", "TrustedHTML"]
+    assert all(any(word in one for word in refused) for one in tab.complaints), tab.complaints
+    tab.intend(*refused)
