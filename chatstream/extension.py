@@ -51,9 +51,6 @@ A quarter of the send timeout, where that is less: so much late it is noticed th
 LOOKS = 100
 """Clients that are looked at in one turn of the loop: about a millisecond."""
 
-GRACE = 3.0
-"""Seconds of gunicorn's `graceful_timeout` that are for the clients to take their last bytes."""
-
 Identify = Callable[[], Any]
 """Names the caller of the present request: a str or an int. A response is sent as it is; None is
 answered with 401."""
@@ -379,7 +376,7 @@ class Service:
         if worker is None:
             return self.settings.drain
         graceful: int = worker.cfg.graceful_timeout
-        return max(0.0, min(self.settings.drain, graceful - GRACE))
+        return max(0.0, min(self.settings.drain, graceful - server.GRACE))
 
     def _begin_looking(self) -> None:
         if self._looking == os.getpid():
@@ -470,14 +467,14 @@ def _slots(settings: Settings) -> Slots:
     """The stream slots of this process, in which nothing runs before a server's fork."""
     worker, wanted = server.gunicorn_worker(), settings.max_streams
     if worker is None:
-        known = UNKNOWN
-    elif native.patched():
-        known = slots.of_connections(worker.cfg.worker_connections)
-    else:
-        known = slots.of_threads(worker.cfg.threads)
-        if _detaches(settings):
-            return slots.detached(worker.cfg.worker_connections, known, wanted)
-    return Slots(wanted or known, wanted or known)
+        return Slots(wanted or UNKNOWN, wanted or UNKNOWN)
+    return slots.of_server(
+        worker.cfg.threads,
+        worker.cfg.worker_connections,
+        greenlets=native.patched(),
+        detaches=_detaches(settings),
+        wanted=wanted,
+    )
 
 
 def _detaches(settings: Settings) -> bool:

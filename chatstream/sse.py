@@ -132,7 +132,7 @@ def classify(block: bytes) -> Kind:
     events = plain_events(block)
     if events is not None:
         return Kind.EVENT if events else Kind.COMMENT
-    data, event = _fields(block)
+    data, event = fields(block)
     if data is None:
         return Kind.COMMENT
     if data.strip() == b"[DONE]":
@@ -146,7 +146,7 @@ def classify(block: bytes) -> Kind:
     return Kind.EVENT
 
 
-def _fields(block: bytes) -> tuple[bytes | None, bytes]:
+def fields(block: bytes) -> tuple[bytes | None, bytes]:
     """The block's data (None without a data field) and its event type."""
     data: list[bytes] = []
     event = b""

@@ -1583,7 +1583,7 @@ class Gunicorn:
     def __init__(self, graceful_timeout: int) -> None:
         self.cfg = self
         self.graceful_timeout = graceful_timeout
-        self.threads = 16
+        self.threads, self.worker_connections = 16, 1000
 
 
 @pytest.mark.parametrize(("graceful", "time"), [(30, 25.0), (20, 17.0), (2, 0.0)])
