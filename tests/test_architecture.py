@@ -44,8 +44,13 @@ FLOORS = [
     {"registry", "upstream", "bus.seat", "detached"},
     {"bus.unix", "iterable", "fetch"},
     {"bus"},
-    {"views", "cli"},
+    {"views", "cli.answer", "cli.interrupt", "cli.terminal", "cli.doctor.check"},
+    {"cli.chat", "cli.sessions"},
+    {"cli.doctor.settings", "cli.doctor.provider", "cli.doctor.server", "cli.doctor.bus"},
+    {"cli.doctor"},
+    {"cli"},
     {"extension"},
+    {"__main__"},
     {"workers.arrival"},
     {"workers.limits", "workers.exchange"},
     {"workers", "workers.gthread", "workers.gevent"},
@@ -54,14 +59,15 @@ FLOORS = [
 """From the ground up. A module imports from floors below its own only."""
 
 ROOMS = {
-    "flask": {"extension", "views", "cli"},
+    "flask": {"extension", "views", "cli", "__main__"},
     "werkzeug": {"extension", "views", "cli"},
     "click": {"cli"},
-    "requests": {"upstream", "fetch"},
+    "rich": {"cli.terminal"},
+    "requests": {"upstream", "fetch", "cli.doctor.provider"},
     "urllib3": {"upstream"},
     "redis": {"bus.redis"},
     "gevent": {"native", "workers.gevent"},
-    "gunicorn": {"workers.exchange", "workers.gthread", "workers.gevent"},
+    "gunicorn": {"workers.exchange", "workers.gthread", "workers.gevent", "cli.doctor.server"},
 }
 """Who may import which foreign library."""
 

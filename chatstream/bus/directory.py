@@ -83,6 +83,20 @@ def check_base(base: Path) -> None:
         raise ConfigError(f"CHATSTREAM_BUS: {str(base)!r} is not a directory. Please make it.")
 
 
+def check_writable(base: Path) -> None:
+    """Looks whether this user has, or can make, a private directory below `base`.
+
+    Raises:
+        OSError: It cannot; the message says why.
+    """
+    mine = service_directory(base, "service", "0").parent
+    with contextlib.suppress(FileNotFoundError):
+        _check_private(mine)
+        return
+    if not os.access(base, os.W_OK | os.X_OK):
+        raise PermissionError(f"{base} is not writable for uid {os.geteuid()}")
+
+
 class Directory:
     """One process's hold on a service's directory. A process has one for a path at a time.
 

@@ -38,7 +38,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
@@ -135,6 +135,57 @@ def check(url: str) -> None:
             f"CHATSTREAM_BUS: this server runs as {mode}. Give the address of one ordinary server"
             " (behind a Sentinel: of its master, by a name that follows it)."
         )
+
+
+class Server(NamedTuple):
+    """What a server says of itself.
+
+    Attributes:
+        product: Redis or Valkey.
+        version: Its own.
+        major: The version of Redis that it is compatible with, its first number.
+        policy: `maxmemory-policy`; "" where this user may not know it.
+        seconds: One round trip.
+    """
+
+    product: str
+    version: str
+    major: int
+    policy: str
+    seconds: float
+
+
+def look(url: str) -> Server:
+    """Looks at the server, for people.
+
+    Raises:
+        ConfigError: It cannot be a bus; the message says why.
+        BusUnavailable: It is not there, for its `__cause__`.
+    """
+    check(url)
+    client = _client(url)
+    with contextlib.closing(client):
+        try:
+            client.ping()
+            begun = monotonic()
+            client.ping()
+            seconds = monotonic() - begun
+            facts = _info(client, "server") | _info(client, "memory")
+        except _FAULTS as error:
+            raise BusUnavailable from error
+    compatible = str(facts.get("redis_version") or "0")
+    version = str(facts.get("valkey_version") or compatible)
+    product = "Valkey" if facts.get("valkey_version") else "Redis"
+    major = int(compatible.partition(".")[0] or 0) if facts else 5
+    return Server(product, version, major, str(facts.get("maxmemory_policy") or ""), seconds)
+
+
+def _info(client: Any, section: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = client.info(section)
+    except redis.ResponseError:  # not a command that this user may use
+        return {}
+    return found
 
 
 class RedisBus(Bus):
