@@ -6,6 +6,7 @@ interface, `chatstream.bus.base.Bus`, and pass one suite of tests.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def create(
 def visit(settings: Settings, app: str) -> list[Bus]:
     """Buses of an app's services, for a process that is no worker of them. Started; close them.
 
-    With `unix`, also as a default, one for each gunicorn of this host, user and app.
+    With `unix`, also as a default, one for each gunicorn of this host, user and app. Not in a
+    process that is a worker: what it closes would take its own locks along.
 
     Args:
         settings: The app's.
@@ -101,8 +103,11 @@ def visit(settings: Settings, app: str) -> list[Bus]:
         visitors.append(RedisVisitor(bus, prefix=settings.bus_prefix))
     else:
         visitors += [UnixVisitor(path) for path in living(_base(bus), app)]
-    for visitor in visitors:
-        visitor.start()
+    with contextlib.ExitStack() as undo:
+        for visitor in visitors:
+            undo.callback(visitor.close)
+            visitor.start()
+        undo.pop_all()
     return visitors
 
 
