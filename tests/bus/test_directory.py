@@ -29,6 +29,7 @@ from chatstream.bus.directory import (
     check_writable,
     default_base,
     gunicorn_service,
+    living,
     service_directory,
 )
 from chatstream.bus.record_locks import RecordLocks
@@ -721,6 +722,40 @@ def test_a_worker_that_leaves_has_no_service(handled_by: Callable[..., None]) ->
     listener.close()
     handled_by(Worker([listener]))
     assert gunicorn_service() is None
+
+
+# Who is there
+
+
+def test_the_others_that_have_entered(path: Path, enter: Enter) -> None:
+    """Not this process, and none that was killed, though its socket is there yet."""
+    one = enter()
+    peer = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+    )
+    try:
+        for pid in (os.getpid(), peer.pid):
+            (path / str(pid)).touch()
+        assert one.workers() == [peer.pid]
+    finally:
+        peer.kill()
+    assert one.workers() == []
+
+
+def test_what_is_being_removed_is_no_service(path: Path, tmp_path: Path) -> None:
+    """Though whoever removes it may hold its numbers."""
+    peer = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+        f"two = Directory(Path({str(path.with_name('removed-a1'))!r}))",
+    )
+    try:
+        assert living(tmp_path, "a1") == living(tmp_path, "") == [path]
+    finally:
+        peer.kill()
 
 
 # Who only looks

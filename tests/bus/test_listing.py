@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,11 +12,24 @@ import pytest
 
 from chatstream import bus
 from chatstream.bus import base
-from chatstream.bus.base import Answer, Bus, Claim, Enquiry, Live, Name, Page, Request, Worker
-from chatstream.bus.directory import living
+from chatstream.bus.base import (
+    Answer,
+    Bus,
+    Claim,
+    Enquiry,
+    Live,
+    Name,
+    Page,
+    Request,
+    Worker,
+    encode,
+)
+from chatstream.bus.directory import living, service_directory
+from chatstream.bus.unix import UnixVisitor
 from chatstream.config import Settings
 from chatstream.errors import BusUnavailable, Unconfirmed
 from tests.bus.conftest import Service, Services
+from tests.bus.peer import Peer
 from tests.bus.test_contract import AT_ONCE
 from tests.conftest import eventually
 
@@ -101,6 +116,9 @@ def test_a_killed_worker_is_not_named_for_long(services: Services, shared: Servi
     if service.kind == "redis":
         assert other.sessions() == {one.pid: None, other.pid: []}
     eventually(lambda: other.sessions() == {other.pid: []}, "the others alone")
+    if service.kind == "redis":
+        with contextlib.closing(service.client()) as client:
+            assert client.scard(f"{service.settings['bus_prefix']}:workers") == 1
 
 
 def test_a_worker_with_more_streams_than_a_page_holds(shared: Service) -> None:
@@ -253,6 +271,87 @@ def test_redis_that_may_have_lost_some_is_not_believed(services: Services) -> No
         client.set(f"{service.settings['bus_prefix']}:since", 2**53)
         with pytest.raises(BusUnavailable):
             one.sessions()
+
+
+def test_a_directory_that_was_lost_is_not_believed(services: Services) -> None:
+    """The others may not have joined it again."""
+    service = services.make("unix")
+    one, _ = service.join(2)
+    shutil.rmtree(service.directory)
+    eventually(service.directory.exists, "another directory")
+    with pytest.raises(BusUnavailable):
+        one.sessions()
+
+
+# Workers that are none
+
+
+@pytest.fixture
+def impostor(short_base: Path) -> Iterator[tuple[Peer, UnixVisitor]]:
+    """A process that has entered a service and listens, and somebody who looks in."""
+    path = service_directory(short_base, "service", "0")
+    peer = Peer(
+        "import os, socket",
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+        "(one.path / 'early').mkdir()",
+        "sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
+        "sock.bind(one.socket_of(os.getpid()))",
+        "sock.listen(0)",
+    )
+    try:
+        (visit,) = bus.visit(Settings(bus=f"unix://{short_base}"), "0")
+        assert isinstance(visit, UnixVisitor)
+        with contextlib.closing(visit):
+            yield peer, visit
+    finally:
+        peer.kill()
+
+
+def test_a_worker_that_ends_before_it_answers_is_not_named(
+    impostor: tuple[Peer, UnixVisitor],
+) -> None:
+    """It has read the question, and is gone."""
+    peer, visit = impostor
+    peer.begin("(lambda c: (c.recv(65536), os._exit(0)))(sock.accept()[0])")
+    assert visit.list().workers == []
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}", b'{"chatstream": 1, "id": "x"}'])
+def test_a_worker_of_another_release_is_silent(
+    impostor: tuple[Peer, UnixVisitor], answer: bytes
+) -> None:
+    """It drops the question, or says what is no page of it."""
+    peer, visit = impostor
+    peer.begin(f"(lambda c: (c.recv(65536), c.send({answer!r}), c.close()))(sock.accept()[0])")
+    (found,) = visit.list().workers
+    assert (found.worker.pid, found.answered) == (peer.pid, False)
+    peer.result()
+
+
+def test_a_page_that_answers_something_else_is_none(impostor: tuple[Peer, UnixVisitor]) -> None:
+    peer, visit = impostor
+    page = encode(Page((), False, "another"))
+    peer.begin(f"(lambda c: (c.recv(65536), c.send({page!r})))(sock.accept()[0])")
+    (found,) = visit.list().workers
+    assert not found.answered
+    peer.result()
+
+
+def test_more_questions_than_a_hanging_workers_socket_holds(
+    impostor: tuple[Peer, UnixVisitor],
+) -> None:
+    """It is silent at once: whoever asks does not wait in line."""
+    peer, visit = impostor
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                sock.setblocking(False)
+                sock.connect(str(visit._path / str(peer.pid)))
+        (found,) = visit.list().workers
+        assert not found.answered
 
 
 # The turns
