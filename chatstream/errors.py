@@ -12,7 +12,7 @@
           ├── Ended             a deadline or a shutdown of ours, told to the client: 504, 503
           └── UpstreamError     they broke it: the provider, or the way to it: 502, 504, 429, 400
 
-Exceptions of requests, urllib3, ssl and socket are mapped to this tree in `chatstream.upstream`,
+Exceptions of requests, urllib3, ssl and socket are mapped to this tree in `chatstream.faults`,
 with `__cause__` kept.
 """
 

@@ -129,6 +129,7 @@ class Service:
         self._looking = 0  # the process whose clients are looked at
         self._draining = self._drained = False
         self._stopped = False  # the loop is to end with the last stream
+        self._listeners: dict[object, Callable[[Outcome], object]] = {}  # changed in one step
         self._walked = False  # a stream was, though the server would have let go of it
         self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
         self._forked = native.allocate_lock()  # guards the one above
@@ -221,6 +222,34 @@ class Service:
         self._stop_loop()
         self._draining = self._drained = False
         atexit.unregister(self._leave)
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Has other settings hold for the streams to come, and aborts those that live: see `stop`.
+
+        For tests, and for programs whose settings are known after the app was made. Where the
+        routes are, and what else `init_app` did with the settings, stays as it was. Not while
+        streams are being opened.
+        """
+        self.stop()
+        self.settings = settings
+        self.registry.reject_conflicts = settings.on_conflict == "reject"
+
+    def on_end(self, listener: Callable[[Outcome], object]) -> Callable[[], None]:
+        """Has `listener` called once with every stream's outcome, right after its line in the log.
+
+        By then the response is over and its slot is free. The thread that served it is the one that
+        calls: the listener must not block. What it raises is logged. Safe from any thread.
+
+        Returns:
+            What ends that. Idempotent.
+        """
+        key = object()
+        self._listeners[key] = listener
+
+        def forget() -> None:
+            self._listeners.pop(key, None)
+
+        return forget
 
     def _stop_loop(self) -> None:
         """Ends the loop's thread, if `stop` left it for the last stream, which has gone now."""
@@ -454,7 +483,15 @@ class Service:
         with contextlib.suppress(OSError):  # the bus is broken, and has said so
             self._bus.release(_claim_of(stream))
         _log_outcome(outcome)
+        self._tell(outcome)
         self._stop_loop()
+
+    def _tell(self, outcome: Outcome) -> None:
+        for listener in list(self._listeners.values()):
+            try:
+                listener(outcome)
+            except Exception:  # a listener's fault is no stream's
+                log.exception("[SSE] %s a listener failed", outcome.session_id)
 
     def _let_go(self, stream: Stream, timer: Timer | None) -> None:
         if timer is not None:
@@ -520,18 +557,18 @@ def _log_outcome(outcome: Outcome) -> None:
     )
     if outcome.kind is Kind.FAILED:
         detail = f' detail="{outcome.detail}"' if outcome.detail else ""
-        log.warning("[SSE] %s failed: %s %s%s", outcome.session_id, outcome.code, facts, detail)
+        log.warning("[SSE] %s %s %s%s", outcome.session_id, outcome.words, facts, detail)
     elif outcome.cause is not None:
         log.info(
-            "[SSE] %s aborted by %s cause=%s %s stop_ms=%.3f",
+            "[SSE] %s %s cause=%s %s stop_ms=%.3f",
             outcome.session_id,
-            outcome.cause.words,
+            outcome.words,
             outcome.cause.value,
             facts,
             outcome.stop_ms,
         )
     else:
-        log.info("[SSE] %s completed %s", outcome.session_id, facts)
+        log.info("[SSE] %s %s %s", outcome.session_id, outcome.words, facts)
 
 
 def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from chatstream.errors import UpstreamError
-from chatstream.upstream import Bearer, mapped
+from chatstream.faults import mapped
+from chatstream.upstream import Bearer
 
 LIMIT = 1024 * 1024
 """Longest answer, in bytes."""

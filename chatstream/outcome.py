@@ -67,3 +67,10 @@ class Outcome:
     events: int
     bytes: int
     stop_ms: float | None
+
+    @property
+    def words(self) -> str:
+        """How the log says it: `completed`, `aborted by <cause>`, `failed: <code>`."""
+        if self.cause is not None:
+            return f"aborted by {self.cause.words}"
+        return f"failed: {self.code}" if self.kind is Kind.FAILED else "completed"

@@ -23,9 +23,10 @@ class Registry:
             slots: A stream holds one until its iterable is closed and its call to the provider has
                 ended. Can be set anew.
             reject_conflicts: Whether a second stream of a session is refused, not superseding.
+                Can be set anew.
         """
         self.slots = slots
-        self._reject_conflicts = reject_conflicts
+        self.reject_conflicts = reject_conflicts
         self._lock = native.allocate_lock()  # guards all below
         self._sessions: dict[tuple[str, str], Stream] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
@@ -55,7 +56,7 @@ class Registry:
             namesake = self._streams.get(named)
             if namesake is not None and not namesake.ended:
                 raise conflict("stream")
-            if old is not None and self._reject_conflicts:
+            if old is not None and self.reject_conflicts:
                 raise conflict("session")
             if len(self._holders) >= self.slots.all:
                 raise Busy("Every stream slot of this worker is taken. Please try again.")

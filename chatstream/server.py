@@ -44,6 +44,9 @@ class Drains(Protocol):
     def at_rest(self) -> bool:
         """Whether no stream is left, also none that has only to be sent. From any thread."""
 
+    def stop(self) -> None:
+        """Streams are aborted, connections closed, and threads end. From any thread."""
+
 
 _services: weakref.WeakSet[Drains] = weakref.WeakSet()
 

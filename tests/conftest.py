@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -21,14 +22,33 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in its background so, and all that we start would have it from us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PATIENCE = float(os.environ.get("CHATSTREAM_TEST_PATIENCE", "10"))
 """Seconds that a condition may take to come true. Slow machines raise it; it delays no test."""
+
+
+NODE_MODULES = Path(__file__).parent / "node" / "node_modules"
+"""What npm has installed for the tests: see the Makefile."""
 
 
 def require(program: str) -> None:
     """Skips the test where `program` is not installed; in CI that is a failure."""
     if shutil.which(program) is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no {program} here")
+        _lacking(f"no {program} here")
+
+
+def require_package(name: str) -> None:
+    """The same for a package of tests/node/package.json, which `make test` installs."""
+    require("node")
+    if not (NODE_MODULES / name).is_dir():
+        _lacking(f"no npm package {name} here")
+
+
+def _lacking(what: str) -> None:
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
 @pytest.fixture(scope="module", autouse=True)

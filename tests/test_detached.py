@@ -17,19 +17,21 @@ import requests
 import trustme
 
 from chatstream import sse
+from chatstream.body import MockedBody
 from chatstream.config import Settings
 from chatstream.errors import UpstreamError
 from chatstream.loop import Loop
-from chatstream.outcome import Cause, Kind
+from chatstream.outcome import Cause, Kind, Phase
 from chatstream.stream import Stream
-from chatstream.upstream import MockedBody, Upstream
-from tests.conftest import eventually
+from chatstream.upstream import Upstream
+from tests.conftest import eventually, fill
 from tests.moving import (
     DONE,
     EVENT,
     HEAD,
     Detached,
     Moved,
+    SocketpairBody,
     assert_at_rest,
     big,
     connected,
@@ -275,7 +277,42 @@ def test_a_body_without_a_socket(move: MakeMoved) -> None:
     assert m.end().events == 3
 
 
+class AllThere(SocketpairBody):
+    """An answer of which all is there at once, as of TLS: the socket shows nothing.
+
+    Of its pieces, None is framing, without a byte of the body.
+    """
+
+    def __init__(self, sock: socket.socket, *pieces: bytes | None) -> None:
+        super().__init__(sock)
+        self._pieces = list(pieces)
+        self.more = True
+
+    def receive_now(self) -> bytes | None:
+        piece = self._pieces.pop(0) if self._pieces else None
+        self.more = bool(self._pieces)
+        return piece
+
+
+def test_framing_alone_does_not_hold_up_what_is_behind_it(move: MakeMoved) -> None:
+    """A piece without a byte of the body: what TLS has beyond it moves, and to the end."""
+    m = move(body=lambda sock: AllThere(sock, None, EVENT, None, DONE, None, b""))
+    assert m.take(len(HEAD + EVENT + DONE)) == HEAD + EVENT + DONE
+    assert m.end().kind is Kind.COMPLETED
+    assert m.exchange.over_with == [True]
+
+
 # The end of the provider's connection
+
+
+def test_the_rest_of_an_answer_may_begin_with_framing(
+    move: MakeMoved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind `[DONE]` likewise: the connection is reused, whatever its last bytes come in."""
+    monkeypatch.setattr("chatstream.detached.DRAIN", 60.0)
+    m = move(body=lambda sock: AllThere(sock, DONE, None, b""))
+    assert m.rest() == [DONE]
+    assert m.exchange.over_with == [True]
 
 
 def test_a_whole_answers_connection_is_reused(
@@ -440,6 +477,22 @@ def test_a_ping_that_finds_no_room(move: MakeMoved) -> None:
         data = data[-100:] + m.client.recv(65536)
     assert m.end().kind is Kind.COMPLETED
     m.exchange.made = m._received = b""  # the test has sent some itself
+
+
+def test_a_ping_that_waits_for_the_client_is_not_the_phase(move: MakeMoved, loop: Loop) -> None:
+    """While the provider is called, that is what a stream does, also if its client is slow."""
+    m = move(answers=False, ping_interval=0.05)
+    fill(m.server)
+    m.start()
+    m.stream.phase = Phase.HEADERS
+    eventually(lambda: loop._ready, "a ping that waits")
+    assert Phase.HEADERS is m.stream.phase
+    received = b""
+    while not received.endswith(sse.PING):
+        received = received[-100:] + m.client.recv(65536)
+    eventually(lambda: not loop._ready, "a ping that was sent")
+    assert Phase.HEADERS is m.stream.phase
+    m.leave()  # the test has sent some itself
 
 
 # Faults of ours, and of the app's

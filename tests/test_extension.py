@@ -37,13 +37,14 @@ from chatstream import (
     server,
     slots,
 )
+from chatstream.body import MockedBody
 from chatstream.bus.base import Action, Answer, Bus, Claim, Enquiry, Name, Page, Request, Worker
 from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
 from chatstream.errors import RequestTimeout, conflict
+from chatstream.simulator import Simulator
 from chatstream.slots import Slots
-from chatstream.upstream import MockedBody
 from tests.conftest import eventually
 
 URL = "https://provider.test/v1/chat"
@@ -273,6 +274,17 @@ def test_a_stream_from_python(service: MakeService, provider: responses.Requests
     assert len(provider.calls) == 0
     assert walked(iterable) == EVENT + DONE
     assert provider.calls[0].request.body == PAYLOAD
+
+
+def test_a_request_is_not_kept_while_its_answer_comes(service: MakeService) -> None:
+    """A chat's history may be long, and its stream too: what was sent is let go of."""
+    payload = b'{"stream": true, "messages": [{"role": "user", "content": "%b"}]}' % (b"x" * 10_000)
+    alone = sys.getrefcount(payload)
+    with Simulator() as provider:
+        iterable = service(upstream_url=provider.url).open(payload)
+        next(iterable)
+        eventually(lambda: sys.getrefcount(payload) == alone, "nobody else who has it")
+        iterable.close()
 
 
 def test_abort_finds_live_streams_only(
@@ -1496,6 +1508,53 @@ def test_a_stopped_service_starts_again(
         assert walked(us.open(PAYLOAD)) == EVENT + DONE
         us.stop()
         us.stop()
+
+
+def test_other_settings_from_the_next_stream_on(service: MakeService, gate: Gate) -> None:
+    """What lives is aborted; then the new address, slots and policy hold."""
+    us = service(max_streams=1)
+    old = us.open(PAYLOAD, session_id="s-1")
+    us.reconfigure(
+        Settings(upstream_url=f"{URL}/new", api_key=KEY, max_streams=2, on_conflict="reject")
+    )
+    assert old.stream.cause is Cause.SHUTDOWN
+    walked(old)
+    with responses.RequestsMock() as mock:
+        mock.post(f"{URL}/new", body=EVENT + DONE, content_type="text/event-stream")
+        new = us.open(PAYLOAD, session_id="s-1")
+        with pytest.raises(Refused):
+            us.open(PAYLOAD, session_id="s-1")
+        other = us.open(PAYLOAD, session_id="s-2")
+        assert walked(new) == EVENT + DONE
+        other.close()
+    assert gate.answers == 0
+
+
+def test_who_listens_hears_of_every_end(service: MakeService, lines: Lines, gate: Gate) -> None:
+    """Once for each stream, after its line, when its slot is free; not after it has left."""
+    us, heard = service(), []
+    forget = us.on_end(lambda o: heard.append((o.session_id, o.words, lines()[-1], us.at_rest())))
+    us.open(PAYLOAD, session_id="s-1").close()
+    us.abort("s-2", "t-2")
+    us.open(PAYLOAD, session_id="s-2", stream_id="t-2").close()
+    forget()
+    forget()
+    us.open(PAYLOAD, session_id="s-3").close()
+    words = "aborted by client/cancel"
+    assert [entry[:2] for entry in heard] == [("s-1", words), ("s-2", words)]
+    assert all(f"[SSE] {name} {words} cause=" in line for name, _, line, _ in heard)
+    assert all(at_rest for *_, at_rest in heard)
+
+
+def test_a_listener_that_fails_harms_nobody(service: MakeService, lines: Lines) -> None:
+    """It is logged, the others hear, and the stream has ended as ever."""
+    us, heard = service(), []
+    us.on_end(lambda outcome: 1 / 0)
+    us.on_end(lambda outcome: heard.append(outcome.session_id))
+    us.open(PAYLOAD, session_id="s-1").close()
+    assert heard == ["s-1"]
+    assert us.at_rest()
+    assert lines()[-1] == "[SSE] s-1 a listener failed"
 
 
 def test_a_stream_opened_before_stop_and_walked_after_it(

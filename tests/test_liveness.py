@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatstream import extension, liveness, upstream
+from chatstream import connections, extension, liveness
 from chatstream.liveness import has_vanished, notice_vanished, restore
 from tests.conftest import eventually, fill
 
@@ -151,4 +151,4 @@ def test_the_times_fit() -> None:
     """All is over after 45 s."""
     assert liveness.SILENCE + liveness.KEEPALIVE_IDLE < 45
     assert liveness.SILENCE + extension.LOOK < 45
-    assert upstream.USER_TIMEOUT + liveness.KEEPALIVE_INTERVAL < 45
+    assert connections.USER_TIMEOUT + liveness.KEEPALIVE_INTERVAL < 45

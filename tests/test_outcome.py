@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,20 @@ def test_every_cause_is_in_the_table_above() -> None:
     assert {"client", "cancel", "superseded", "shutdown", "stalled", "deadline"} == {
         cause.value for cause in Cause
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "aborted by client/cancel"),
+        ({"cause": Cause.SHUTDOWN}, "aborted by shutdown"),
+        ({"kind": Kind.FAILED, "cause": None, "code": "busy"}, "failed: busy"),
+        ({"kind": Kind.COMPLETED, "cause": None}, "completed"),
+    ],
+)
+def test_the_words_of_an_outcome(changes: dict[str, Any], words: str) -> None:
+    """Those of the log's terminal line."""
+    assert words == dataclasses.replace(OUTCOME, **changes).words
 
 
 def test_an_outcome_cannot_be_changed() -> None:

@@ -260,6 +260,18 @@ def test_a_whole_completion(client: Client, desk: Client, name: str) -> None:
     assert (figure["stream"], figure["delivered"], figure["finished"]) == (False, 30, True)
 
 
+def test_it_says_what_it_is_given(client: Client) -> None:
+    """With `text`: word by word with the space between, over and over, as any JSON text."""
+    text = ' # A "title"\n\n- *žluť* 🙂\n'
+    assert client.chat(tokens=6, rate=0, text=text).text() == text
+    assert client.chat(tokens=9, rate=1000, text=text).text() == text + ' # A "title"\n\n'
+    assert client.chat(tokens=2, rate=0, text="").text() == ""
+    assert client.chat(False, tokens=6, rate=0, text=text).json()["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": text,
+    }
+
+
 def test_reasoning_comes_first(client: Client) -> None:
     """The first tokens are reasoning_content; the text is not told twice."""
     answer = client.chat(tokens=5, rate=0, reasoning=2)
@@ -407,7 +419,43 @@ def test_a_wait_that_times_out_tells_how_far_it_is(client: Client, desk: Client,
     assert desk.figure(name, "delivered", count=3)["closed_by"] == "client"
 
 
-@pytest.mark.parametrize("query", ["wait=later", "wait=closed&timeout=x", "wait=closed&count=nan"])
+def test_how_many_tokens_were_made_after_an_instant(
+    client: Client, desk: Client, name: str
+) -> None:
+    """From the plan's clock, so also for one that has passed; until the request has ended."""
+    client.begin(id=name, tokens=LONG, rate=1000)
+    began = desk.figure(name, "delivered", count=40)["started_ns"]
+    middle = began + 20_000_000  # ns: the tokens 0 to 20 had been made
+    running = desk.figure(name, after=middle)
+    assert running["generated_after"] == running["generated"] - 21 > 0
+    client.leave()
+    figure = desk.figure(name, "closed", after=middle)
+    assert figure["generated_after"] == figure["generated"] - 21
+    assert desk.figure(name, after=began - 1)["generated_after"] == figure["generated"]
+    assert desk.figure(name, after=figure["closed_ns"])["generated_after"] == 0
+    assert desk.figure(name, after=time.monotonic_ns())["generated_after"] == 0
+    assert "generated_after" not in desk.figure(name)
+
+
+def test_nothing_is_made_after_the_end(client: Client, desk: Client, name: str) -> None:
+    """A whole answer's last token is made when the clock says so, whoever asks later."""
+    client.chat(id=name, tokens=10, rate=1000)
+    ended = desk.figure(name, "closed")
+    assert desk.figure(name, after=ended["closed_ns"])["generated_after"] == 0
+    assert desk.figure(name, after=ended["started_ns"])["generated_after"] == 10
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "wait=later",
+        "wait=closed&timeout=x",
+        "wait=closed&count=nan",
+        "after=-1",
+        "after=soon",
+        "wait=closed&after=1e9",
+    ],
+)
 def test_bad_waits(desk: Client, query: str) -> None:
     """400, naming the field."""
     answer = desk.ask("GET", f"/requests/a?{query}")
@@ -764,6 +812,21 @@ def test_defaults_of_the_server() -> None:
     ):
         assert len(client.chat().text().split()) == 3
         assert len(client.chat(tokens=2).text().split()) == 2
+
+
+def test_defaults_can_be_set_anew() -> None:
+    """From the next request on, in the place of the old ones; a wrong one changes nothing."""
+    with (
+        Simulator(defaults={"tokens": 3, "rate": 0}) as provider,
+        closing(Client(provider)) as client,
+    ):
+        provider.behave({"tokens": 2, "rate": 0, "text": "ho "})
+        assert client.chat().text() == "ho ho "
+        with pytest.raises(ValueError, match=r"simulate\.tokens"):
+            provider.behave({"rate": 1, "tokens": "many"})
+        assert client.chat().text() == "ho ho "
+        provider.behave({"status": 429})
+        assert client.chat().status == 429
 
 
 @pytest.mark.parametrize("defaults", [{"nonsense": 1}, {"tokens": "many"}, {"rate": float("nan")}])

@@ -24,7 +24,7 @@ import pytest
 import responses
 import trustme
 
-from chatstream import upstream as upstream_module
+from chatstream import connections
 from chatstream.config import Settings
 from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
 from chatstream.loop import Loop
@@ -593,6 +593,28 @@ def test_an_unknown_name_is_a_connect_error(
     assert refused(upstream("http://provider.test/")).code == "upstream_connect"
 
 
+def test_a_name_that_cannot_be_asked_for_is_busy(
+    upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor a resolver may say that there is no such name; that is no fault of its.
+
+    The limit is the process's: what is tried meanwhile gets no descriptor.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def unknown(*arguments: Any) -> list[Any]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    call = upstream("http://provider.test/")
+    try:
+        error = refused(call)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (error.code, error.status) == ("busy", 503)
+
+
 def test_a_name_without_an_address_is_a_connect_error(
     upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -680,13 +702,13 @@ def test_a_provider_that_vanishes_will_be_noticed(
     sock = body._sock  # type: ignore[attr-defined]
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     timeout = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-    assert timeout == upstream_module.USER_TIMEOUT * 1000
+    assert timeout == connections.USER_TIMEOUT * 1000
     body.close()
 
 
 def gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the kernel say ETIMEDOUT as soon as a peer does not take what it is sent."""
-    monkeypatch.setattr(upstream_module, "USER_TIMEOUT", 0.001)
+    monkeypatch.setattr(connections, "USER_TIMEOUT", 0.001)
 
 
 def test_a_connect_has_its_own_timeout(
@@ -1138,6 +1160,24 @@ def test_an_answer_that_goes_on_is_not_waited_for(
     assert there.closed.wait(5)
 
 
+def test_a_detached_body_is_drained_once(
+    provider: MakeProvider,
+    upstream: MakeUpstream,
+    stream: Stream,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop has waited for the provider's end; no thread does so again."""
+    body: Any = opened(upstream(provider(says(CHUNKED + chunk(DONE))).url), stream)
+    asked: list[float] = []
+    monkeypatch.setattr(body, "receive", lambda timeout: asked.append(timeout) or b"")
+    body.drain(1.0)
+    assert len(asked) == 1
+    body.detach()
+    body.drain(1.0)
+    assert len(asked) == 1
+    body.close()
+
+
 NOT_REUSABLE = {
     "until close": HEAD + b"\r\n" + DONE,
     "Connection: close": UNTIL_CLOSE.replace(b"\r\n\r\n", b"\r\nContent-Length: 14\r\n\r\n") + DONE,
@@ -1369,7 +1409,7 @@ def test_an_idle_connection_is_ended_after_its_time(
     provider: MakeProvider, upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unused connection gets its FIN without any further call; a later call dials anew."""
-    monkeypatch.setattr("chatstream.upstream.IDLE", 0.1)
+    monkeypatch.setattr("chatstream.connections.IDLE", 0.1)
     there = provider(always_says(WHOLE))
     us = upstream(there.url)
     for number in (1, 2):
@@ -1383,7 +1423,7 @@ def test_a_connection_can_be_closed_while_it_is_swept(
     provider: MakeProvider, upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`close` finds each idle connection, also the one that the loop is ending in that moment."""
-    monkeypatch.setattr("chatstream.upstream.IDLE", 0.05)
+    monkeypatch.setattr("chatstream.connections.IDLE", 0.05)
     swept, go_on = threading.Event(), threading.Event()
     shutdown = SocketHandle.shutdown
 
@@ -1406,7 +1446,7 @@ def test_a_connection_in_use_is_not_ended_by_the_sweep(
     provider: MakeProvider, upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch, stream: Stream
 ) -> None:
     """A connection that was idle once and is busy again is left alone, however long it takes."""
-    monkeypatch.setattr("chatstream.upstream.IDLE", 0.15)
+    monkeypatch.setattr("chatstream.connections.IDLE", 0.15)
     go_on = threading.Event()
 
     def script(peer: Peer) -> None:

@@ -11,6 +11,7 @@ before anything else is done. What falls due is sent up to 1 ms late (epoll's un
     GET /requests/ID            of one: the newest that bears the name
         ?wait=W &timeout=S      answers when the request, which need not exist yet, is "started", at
         &count=N                its "headers", has N tokens "delivered", is "closed"; or after S s
+        ?after=NS               adds "generated_after": how many tokens were made after an instant
     DELETE /requests            forgets the closed ones
     GET /stats                  totals; connections that only asked for figures are not counted
     GET /v1/models              one model

@@ -99,15 +99,17 @@ class Ledger:
         if wait.exchange is None and not waits:
             del self._early[wait.id]
         if wait.connection.phase is Phase.BUSY:  # else it has gone
-            wait.connection.respond(*self._told(wait.id, wait.exchange))
+            wait.connection.respond(*self._told(wait.id, wait.exchange, wait.after_ns))
 
-    def one(self, name: str) -> tuple[int, dict[str, object]]:
+    def one(self, name: str, after_ns: int | None = None) -> tuple[int, dict[str, object]]:
         """Returns status and body for one request."""
-        return self._told(name, self._newest.get(name))
+        return self._told(name, self._newest.get(name), after_ns)
 
-    def _told(self, name: str, exchange: Exchange | None) -> tuple[int, dict[str, object]]:
+    def _told(
+        self, name: str, exchange: Exchange | None, after_ns: int | None
+    ) -> tuple[int, dict[str, object]]:
         if exchange is not None:
-            return 200, exchange.figure(time.monotonic_ns())
+            return 200, exchange.figure(time.monotonic_ns(), after_ns)
         return 404, BadRequest(f"No request {name!r} is known.", param="id").to_json()
 
     def all(self) -> list[dict[str, object]]:

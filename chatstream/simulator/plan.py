@@ -56,6 +56,7 @@ class Plan:
     set_cookie: str | None = None
     raw: str | None = None  # the body, instead of events; U+DC80..U+DCFF stand for the bytes 80..FF
     split: int | None = None  # bytes of `raw` per write; each such piece takes the place of a token
+    text: str | None = None  # what it says, a word a token, over and over; None: its own prose
     pad: int = 0  # extra bytes of content per token
     stamp: bool = False  # a token's content is "@" and the ns, 20 digits, at which it was sent
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -49,7 +50,15 @@ STAMP = b"@" + b"0" * 20
 
 _BATCH = 64  # tokens of one step, where all are made at once
 _CLOSE_EVENT = b'"},"finish_reason":null}]}\n\n'
-_WORDS = [json.dumps(f"{word} ", ensure_ascii=False)[1:-1].encode() for word in _PROSE.split()]
+
+
+def _words(text: str) -> list[bytes]:
+    """A text's words as JSON has them, each with the space after it. At least one."""
+    words = re.findall(r"\s*\S+\s*", text) or [text]
+    return [json.dumps(word, ensure_ascii=False)[1:-1].encode() for word in words]
+
+
+_WORDS = _words(f"{' '.join(_PROSE.split())} ")
 
 
 class Step(NamedTuple):
@@ -73,6 +82,7 @@ class Script:
         self._pieces = None if plan.raw is None else raw_bytes(plan.raw)
         self._headers_at = exchange.started_ns + ns(plan.headers_after)
         self._quiet_until = 0
+        self._words = _WORDS if plan.text is None else _words(plan.text)
         # Without a length, HTTP/1.0 knows only bodies that end with the connection (RFC 9112, 6.3).
         self._chunked = plan.chunked and request.http11
         self.keep_alive = request.keep_alive and self._chunked
@@ -122,7 +132,7 @@ class Script:
     def _batches(self, first: int) -> Iterator[Step]:
         """The tokens from `first` on, many in a step: else we would be what a client waits for."""
         tokens = self._exchange.tokens
-        made = range(first, min(first + len(_WORDS), tokens))
+        made = range(first, min(first + len(self._words), tokens))
         events = itertools.cycle([self._frame(self._piece(token)) for token in made])
         for token in range(first, tokens, _BATCH):
             count = min(_BATCH, tokens - token)
@@ -202,7 +212,7 @@ class Script:
         return b"0\r\n\r\n" if self._chunked else b""
 
     def _word(self, token: int) -> bytes:
-        word = STAMP if self._plan.stamp else _WORDS[token % len(_WORDS)]
+        word = STAMP if self._plan.stamp else self._words[token % len(self._words)]
         return word + b"x" * self._plan.pad if self._plan.pad else word
 
     def _piece(self, token: int) -> bytes:

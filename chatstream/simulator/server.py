@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import os
+import re
 import select
 import socket
 import ssl
@@ -42,7 +43,8 @@ _WAITS = ("started", "headers", "delivered", "closed")
 class Simulator:
     """The provider. Listens from construction on; serves in a thread of its own (`start`) or yours.
 
-    `start`, `close` and the properties are safe from any thread; the rest is the loop's thread's.
+    `start`, `behave`, `close` and the properties are safe from any thread; the rest is the loop's
+    thread's.
 
     Args:
         host: Address to listen on.
@@ -69,8 +71,8 @@ class Simulator:
         defaults: Mapping[str, Any] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self._defaults = dict(defaults or {})
-        Plan.parse(self._defaults)
+        self._defaults: dict[str, Any] = {}
+        self.behave(defaults or {})
         self._context = _tls_context(certfile, keyfile)
         self._handshake_delay_ns = ns(handshake_delay)
         self._host = host
@@ -133,6 +135,17 @@ class Simulator:
         )
         self._thread.start()
         return self
+
+    def behave(self, defaults: Mapping[str, Any]) -> None:
+        """Sets what a request's ``simulate`` leaves out, from the next request on.
+
+        Takes the place of what was set before. Safe from any thread: one step.
+
+        Raises:
+            ValueError: A key is unknown or its value out of range; then nothing has changed.
+        """
+        Plan.parse(defaults)
+        self._defaults = dict(defaults)
 
     def serve_forever(self) -> None:
         """Serves in the calling thread until `close` is called."""
@@ -350,13 +363,14 @@ class Simulator:
 
     def _figure(self, connection: Connection, name: str, query: str) -> None:
         fields = {key: values[-1] for key, values in parse_qs(query).items()}
+        after_ns = _instant(fields, "after")
         if "wait" not in fields:
-            connection.respond(*self.ledger.one(name))
+            connection.respond(*self.ledger.one(name, after_ns))
             return
         if fields["wait"] not in _WAITS:
             raise BadRequest(f"wait must be one of {', '.join(_WAITS)}", param="wait")
         count, timeout = _number(fields, "count", 1), _number(fields, "timeout", _WAIT_S)
-        wait = Wait(connection, name, fields["wait"], math.ceil(count))
+        wait = Wait(connection, name, fields["wait"], math.ceil(count), after_ns)
         deadline_ns = time.monotonic_ns() + ns(timeout)
         self.call_at(deadline_ns, connection, lambda: self.ledger.answer(wait))
         self.ledger.wait(wait)
@@ -396,3 +410,10 @@ def _number(fields: Mapping[str, str], key: str, default: float) -> float:
     if not 0 <= value <= 1e6:
         raise BadRequest(f"{key} must be a number from 0 to 1e6.", param=key)
     return value
+
+
+def _instant(fields: Mapping[str, str], key: str) -> int | None:
+    text = fields.get(key)
+    if text is not None and not re.fullmatch(r"[0-9]{1,19}", text):
+        raise BadRequest(f"{key} must be an instant in ns.", param=key)
+    return None if text is None else int(text)

@@ -25,14 +25,6 @@ class Kept(enum.Enum):
         return self is Kept.YES
 
 
-def count_request(worker: Any) -> None:
-    """One more; with `max_requests` the worker ends after the last one."""
-    worker.nr += 1
-    if worker.alive and worker.nr >= worker.max_requests:
-        worker.log.info("Autorestarting worker after current request.")
-        worker.alive = False
-
-
 class Exchange:
     """A request and its response. See `chatstream.detached.Exchange` for what the loop calls.
 
@@ -71,7 +63,7 @@ class Exchange:
 
     def finish(self) -> Kept:
         """Ends what the loop has left. Raises as `serve` does."""
-        return self._context.copy().run(self._finish)
+        return self._context.run(self._finish)  # nobody else's: entered once
 
     def _finish(self) -> Kept:
         try:
@@ -103,10 +95,18 @@ class Exchange:
             self._req, conn.sock, conn.client, conn.server, worker.cfg
         )
         self._environ["wsgi.multithread"] = True
-        count_request(worker)
+        self._count()
         if not (worker.alive and worker.cfg.keepalive):
             self._resp.force_close()
         self._answer = worker.wsgi(self._environ, self._resp.start_response)
+
+    def _count(self) -> None:
+        """One request more; with `max_requests` the worker ends after the last one."""
+        worker = self._worker
+        worker.nr += 1
+        if worker.alive and worker.nr >= worker.max_requests:
+            worker.log.info("Autorestarting worker after current request.")
+            worker.alive = False
 
     def _walk(self) -> None:
         if isinstance(self._answer, self._environ["wsgi.file_wrapper"]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import signal
 import socket
 import threading
@@ -83,6 +84,11 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
         """As gunicorn's, and the services of this process are told of an end."""
         super().init_signals()
         server.follow_signals()
+
+    def load_wsgi(self) -> None:
+        """As gunicorn's; what is there then lives as long as the worker."""
+        super().load_wsgi()
+        gc.freeze()  # as on gthread: a full collection holds up every stop
 
     def run(self) -> None:
         """gunicorn's loop; by now the app is there, and its settings."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import math
 import selectors
@@ -117,6 +118,13 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         Its pool ends with the process anyway.
         """
         base.Worker.handle_quit(self, sig, frame)
+
+    def load_wsgi(self) -> None:
+        """As gunicorn's; what is there then lives as long as the worker."""
+        super().load_wsgi()
+        # So it need not be looked through again and again: a full collection holds up every
+        # thread, also one that is to stop a stream.
+        gc.freeze()
 
     def run(self) -> None:
         """gunicorn's loop; by now the app is there, and its settings."""

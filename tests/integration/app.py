@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import struct
@@ -73,6 +74,12 @@ def debug() -> object:
         live=len(service.registry.live()),
         calls=[t.name for t in threading.enumerate() if t.name.startswith("chatstream-call")],
     )
+
+
+@app.get("/debug/frozen")
+def frozen() -> object:
+    """Whether the garbage collector leaves this app alone; what is frozen is not in its list."""
+    return jsonify(gc.is_tracked(app) and all(it is not app for it in gc.get_objects()))
 
 
 @app.get("/debug/send-queue/<int:port>")

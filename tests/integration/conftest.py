@@ -128,6 +128,25 @@ class Rig:
         return self.server.descriptors() > self._baseline + self._idle_connections()
 
 
+@contextlib.contextmanager
+def serving(log: Path, provider: Provider, *options: str, **more: object) -> Iterator[Rig]:
+    """A server of a test's own, before `provider`.
+
+    Args:
+        log: What it prints goes there.
+        provider: Whom it calls.
+        options: More of its command line.
+        more: As `Server` has it: the app, the command, the environment.
+    """
+    server = Server(log, *options, CHATSTREAM_UPSTREAM_URL=provider.url, **more)  # type: ignore[arg-type]
+    rig = Rig(server, provider)
+    try:
+        yield rig
+    finally:
+        rig.close_clients()
+        server.stop()
+
+
 class Fleet(Rig):
     """A server of several workers: which of them is asked can be chosen, or left to chance."""
 
@@ -222,6 +241,13 @@ class Fleet(Rig):
         now = descriptors(self.server.workers, but=self._apart)
         more = {pid: count - self._baselines.get(pid, count) for pid, count in now.items()}
         return {pid: count for pid, count in more.items() if count > 0}
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    """One of the test's own."""
+    with contextlib.closing(Provider()) as provider:
+        yield provider
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,9 @@ from tests.conftest import eventually
 ROOT = Path(__file__).resolve().parents[2]
 TERMINAL = ("completed", "aborted by", "failed:")
 
+OURS = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", "gunicorn.conf.py"]
+"""What `Server` runs, unless it is told something else."""
+
 
 class Provider:
     """A simulator, asked over HTTP as anybody could."""
@@ -89,14 +92,7 @@ class Server:
             if not key.startswith(("CHATSTREAM_", "DEEPSEEK_")) and "proxy" not in key.lower()
         }
         inherited |= {"WEB_CONCURRENCY": "1", "CHATSTREAM_API_KEY": "sk-secret-of-the-tests"}
-        command = command or [
-            "gunicorn",
-            "--bind",
-            "127.0.0.1:0",
-            "--no-control-socket",
-            "--config",
-            "gunicorn.conf.py",
-        ]
+        command = command or OURS
         module = [] if "/" in command[0] else ["-m"]
         whole = {**inherited, **environ}
         self._log = log

@@ -47,7 +47,7 @@ class Proxy:
         self._server.daemon_threads = True
         self.seen: list[str] = []
         self._server.seen = self.seen  # type: ignore[attr-defined]
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.05])
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 

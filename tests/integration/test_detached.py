@@ -16,8 +16,8 @@ import pytest
 from chatstream.call_threads import KEPT
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Certificate, Rig
-from tests.integration.processes import Provider, Server, ends, is_running
+from tests.integration.conftest import Certificate, Rig, serving
+from tests.integration.processes import Provider, ends, is_running
 from tests.integration.test_drain import SHUT_DOWN
 
 THREADS = 8
@@ -35,26 +35,12 @@ def rig(rigs: Rigs) -> Iterator[Rig]:
     rig.check_leaks()
 
 
-@pytest.fixture
-def provider() -> Iterator[Provider]:
-    with contextlib.closing(Provider()) as provider:
-        yield provider
-
-
 @contextlib.contextmanager
-def serving(
-    log: Path, provider: Provider, *options: str, app: str = "app", **more: object
-) -> Iterator[Rig]:
-    """A server of a test's own, with a few threads."""
-    environ = {"CHATSTREAM_THREADS": str(THREADS), "CHATSTREAM_UPSTREAM_URL": provider.url}
-    server = Server(log, *options, app=f"tests.integration.app:{app}", **{**environ, **more})  # type: ignore[arg-type]
-    rig = Rig(server, provider)
-    try:
+def few_threads(log: Path, provider: Provider, *options: str, **more: object) -> Iterator[Rig]:
+    """A server of a test's own, with a few threads, and no error in its log."""
+    with serving(log, provider, *options, CHATSTREAM_THREADS=str(THREADS), **more) as rig:
         yield rig
-        assert server.errors() == []
-    finally:
-        rig.close_clients()
-        server.stop()
+        assert rig.server.errors() == []
 
 
 def crowd(rig: Rig, prefix: str, count: int = MANY, **simulate: object) -> list[Client]:
@@ -144,7 +130,7 @@ def test_a_signal_tells_them_all(
     stream its line, and then the worker goes.
     """
     drain = "1" if number is signal.SIGTERM else "3600"
-    with serving(tmp_path / "log", provider, CHATSTREAM_DRAIN=drain) as rig:
+    with few_threads(tmp_path / "log", provider, CHATSTREAM_DRAIN=drain) as rig:
         worker = rig.server.worker
         clients = crowd(rig, "told", silent_after=2)
         os.kill(worker, number)
@@ -160,9 +146,9 @@ def test_a_signal_tells_them_all(
 def test_max_requests_waits_for_them(tmp_path: Path, provider: Provider) -> None:
     """Who can finish does; the rest is told when its time is over. Streams count as requests."""
     options = ["--max-requests", "60", "--max-requests-jitter", "0"]
-    with serving(tmp_path / "log", provider, *options, CHATSTREAM_DRAIN="4") as rig:
+    with few_threads(tmp_path / "log", provider, *options, CHATSTREAM_DRAIN="2.5") as rig:
         worker = rig.server.worker
-        short = crowd(rig, "short", 20, rate=10, tokens=30)
+        short = crowd(rig, "short", 20, rate=15, tokens=30)
         long = [
             rig.client().post(f"long-{n}", simulate={"id": f"long-{n}", "silent_after": 1})
             for n in range(20)
@@ -189,7 +175,7 @@ def test_tls_on_both_sides(log_file: Path, certificate: Certificate) -> None:
     options = ["--certfile", certificate.cert]
     with (
         contextlib.closing(Provider(certfile=certificate.cert)) as provider,
-        serving(
+        few_threads(
             log_file, provider, *options, tls=trust, REQUESTS_CA_BUNDLE=certificate.authority
         ) as rig,
     ):
@@ -214,7 +200,7 @@ def test_tls_on_both_sides(log_file: Path, certificate: Certificate) -> None:
 
 def test_a_middleware_that_sees_responses_keeps_them(log_file: Path, provider: Provider) -> None:
     """They are walked, a thread each: one line says so. Those for cancels are left to them."""
-    with serving(log_file, provider, app="watched") as rig:
+    with few_threads(log_file, provider, app="tests.integration.app:watched") as rig:
         walked = [
             rig.client().post(f"walked-{n}", simulate={"id": f"walked-{n}", "silent_after": 1})
             for n in range(THREADS - 4)
@@ -235,7 +221,7 @@ def test_a_middleware_that_sees_responses_keeps_them(log_file: Path, provider: P
 
 def test_switched_off_they_are_walked(log_file: Path, provider: Provider) -> None:
     """CHATSTREAM_DETACH=0: as many streams as threads leave room for, and no line about it."""
-    with serving(log_file, provider, CHATSTREAM_DETACH="0") as rig:
+    with few_threads(log_file, provider, CHATSTREAM_DETACH="0") as rig:
         for number in range(THREADS - 4):
             client = rig.client().post(f"walked-{number}", simulate={"silent_after": 1})
             client.until(b'"content"')

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Rig
+from tests.integration.conftest import Rig, serving
 from tests.integration.processes import Provider, Server, ends, is_running
 
 DRAIN = 1.2
@@ -61,36 +61,27 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def provider() -> Iterator[Provider]:
-    with contextlib.closing(Provider()) as provider:
-        yield provider
-
-
 @contextlib.contextmanager
-def serving(
+def running(
     name: str, folder: Path, provider: Provider, *options: str, **environ: str
 ) -> Iterator[Rig]:
+    """A server as the setting of that name has it, and what every end of a worker leaves."""
     setting = SETTINGS[name]
     own, command = setting.command(folder)
     environ = {
         "CHATSTREAM_WORKER_CLASS": setting.worker_class,
         "CHATSTREAM_DETACH": str(int(setting.detach)),
-        "CHATSTREAM_UPSTREAM_URL": provider.url,
         "CHATSTREAM_DRAIN": str(DRAIN),
         "CHATSTREAM_MAX_STREAMS": "6",
         **environ,
     }
-    server = Server(folder / "server.log", *own, *options, command=command, **environ)
-    rig = Rig(server, provider)
-    try:
+    log = folder / "server.log"
+    with serving(log, provider, *own, *options, command=command, **environ) as rig:
         yield rig
+        server = rig.server
         assert [line for line in server.errors() if "SIGKILL" not in line] == []  # gunicorn's own
         # gunicorn loses a SIGTERM that comes before a worker has its handlers.
         eventually(lambda: server.workers and server.worker, "the next worker")
-    finally:
-        rig.close_clients()
-        server.stop()
 
 
 class Streams:
@@ -135,7 +126,7 @@ class Streams:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_sigterm_drains(name: str, tmp_path: Path, provider: Provider) -> None:
     """Case 37: who can finish does; the rest is told when CHATSTREAM_DRAIN is over, not before."""
-    with serving(name, tmp_path, provider) as rig:
+    with running(name, tmp_path, provider) as rig:
         streams = Streams(rig)
         began = time.monotonic()
         os.kill(streams.worker, signal.SIGTERM)
@@ -157,7 +148,7 @@ def test_sigquit_and_sigint_end_at_once(
     name: str, number: signal.Signals, tmp_path: Path, provider: Provider
 ) -> None:
     """Without draining: but each client is told, and each stream has its line."""
-    with serving(name, tmp_path, provider, CHATSTREAM_DRAIN="3600") as rig:
+    with running(name, tmp_path, provider, CHATSTREAM_DRAIN="3600") as rig:
         streams = Streams(rig)
         os.kill(streams.worker, number)
         streams.assert_told()
@@ -171,7 +162,7 @@ def test_sigquit_with_clients_that_do_not_read(
     name: str, tmp_path: Path, provider: Provider
 ) -> None:
     """They hold nothing up for long, and their streams have their lines too."""
-    with serving(name, tmp_path, provider) as rig:
+    with running(name, tmp_path, provider) as rig:
         worker = rig.server.worker
         for number in range(3):
             client = rig.client(receive_buffer=4096)
@@ -198,7 +189,7 @@ def test_sigquit_with_clients_that_do_not_read(
 )
 def test_max_requests_drains(name: str, path: str, tmp_path: Path, provider: Provider) -> None:
     """gunicorn sends no signal then; what is running is drained all the same."""
-    with serving(name, tmp_path, provider, "--max-requests", "20") as rig:
+    with running(name, tmp_path, provider, "--max-requests", "20") as rig:
         streams = Streams(rig)
         for _ in range(20):
             with contextlib.suppress(OSError):  # the worker has stopped listening
@@ -214,7 +205,7 @@ def test_max_requests_drains(name: str, path: str, tmp_path: Path, provider: Pro
 @pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
 def test_a_reload(name: str, tmp_path: Path, provider: Provider) -> None:
     """HUP: the next request is a new worker's, while the old one's stream goes on to its end."""
-    with serving(name, tmp_path, provider, CHATSTREAM_DRAIN="20") as rig:
+    with running(name, tmp_path, provider, CHATSTREAM_DRAIN="20") as rig:
         old = rig.server.worker
         client = rig.client().post("old", simulate={"rate": 20, "tokens": 60})
         client.until(b'"content"')
@@ -230,7 +221,7 @@ def test_a_reload(name: str, tmp_path: Path, provider: Provider) -> None:
 @pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
 def test_a_cancel_reaches_a_draining_worker(name: str, tmp_path: Path, provider: Provider) -> None:
     """Stop AI works in the middle of a deploy, over the new worker."""
-    with serving(name, tmp_path, provider, CHATSTREAM_DRAIN="20") as rig:
+    with running(name, tmp_path, provider, CHATSTREAM_DRAIN="20") as rig:
         old = rig.server.worker
         client = rig.client().post("old", simulate={"id": "old", "silent_after": 1})
         client.until(b'"content"')
@@ -248,7 +239,7 @@ def test_the_drain_is_within_graceful_timeout(
 ) -> None:
     """A longer one is cut, so that gunicorn has nothing to kill."""
     options = ["--graceful-timeout", "4"]
-    with serving(name, tmp_path, provider, *options, CHATSTREAM_DRAIN="600") as rig:
+    with running(name, tmp_path, provider, *options, CHATSTREAM_DRAIN="600") as rig:
         streams = Streams(rig)
         os.kill(streams.worker, signal.SIGTERM)
         streams.assert_told()
@@ -285,7 +276,7 @@ def test_a_sigterm_while_gevent_patches(tmp_path: Path, provider: Provider) -> N
 @pytest.mark.parametrize("name", ["ours-gthread", "ours-gevent"])
 def test_sigkill(name: str, tmp_path: Path, provider: Provider) -> None:
     """Nobody can say anything any more; the kernel closes or resets, and the provider sees it."""
-    with serving(name, tmp_path, provider) as rig:
+    with running(name, tmp_path, provider) as rig:
         os.kill(Streams(rig).worker, signal.SIGKILL)
         for stream in ("short", *Streams.LEFT):
             # A reset where bytes had come that nobody had read.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
+from tests.integration.conftest import serving
 from tests.integration.processes import Provider, is_running
 from tests.integration.test_receiving import (
     BEGUN,
@@ -29,13 +28,7 @@ from tests.integration.test_receiving import (
     assert_quiet,
     upload,
 )
-from tests.integration.test_servers import assert_whole_answers, serving, silent
-
-
-@pytest.fixture
-def provider() -> Iterator[Provider]:
-    with contextlib.closing(Provider()) as provider:
-        yield provider
+from tests.integration.test_servers import assert_whole_answers, silent
 
 
 @pytest.mark.parametrize("worker", ["gthread", "gevent"])

@@ -24,6 +24,14 @@ numbers = itertools.count(1)
 
 Rigs = Callable[..., Rig]
 
+RARE = {
+    "CHATSTREAM_MAX_BODY": "4000000",
+    "CHATSTREAM_ON_CONFLICT": "reject",
+    "CHATSTREAM_PING_INTERVAL": "3600",
+    "CHATSTREAM_THREADS": "256",
+}
+"""Settings that one test or another needs, and none minds: one server has them all."""
+
 
 @pytest.fixture(params=MODES)
 def worker_class(request: pytest.FixtureRequest) -> str:
@@ -187,7 +195,7 @@ def test_a_provider_that_breaks_off(
 
 def test_an_event_that_does_not_end(rigs: Rigs, worker_class: str, session: str) -> None:
     """Case 11: an event of 1 MiB goes through; more is not waited for."""
-    rig = rigs("plain", worker_class, CHATSTREAM_MAX_BODY="4000000")
+    rig = rigs("plain", worker_class, **RARE)
     whole = "data: " + "x" * (1024 * 1024 - 8) + "\n\n"
     _, _, body = ask(rig, session, simulate={"raw": whole + "data: " + "y" * (1024 * 1024)})
     assert body.startswith(whole.encode())
@@ -239,7 +247,7 @@ def test_a_live_stream_id_is_a_conflict(rig: Rig, session: str) -> None:
 
 def test_reject_keeps_the_first(rigs: Rigs, worker_class: str, session: str) -> None:
     """CHATSTREAM_ON_CONFLICT=reject: the second stream of a session gets 409."""
-    rig = rigs("plain", worker_class, CHATSTREAM_ON_CONFLICT="reject")
+    rig = rigs("plain", worker_class, **RARE)
     begin(rig, "silent", session)
     status, _, body = ask(rig, session)
     assert (status, json.loads(body)["reason"]) == (409, "conflict")
@@ -362,6 +370,11 @@ def test_no_context_is_held_while_waiting_or_streaming(rig: Rig, session: str) -
     assert rig.server.get("/hello") == (200, b"hello")
 
 
+def test_the_app_is_no_garbage_collectors_business(rig: Rig) -> None:
+    """What lives as long as the worker is frozen: full collections have the streams to look at."""
+    assert rig.server.get("/debug/frozen") == (200, b"true\n")
+
+
 def test_a_hosts_error_pages_do_not_replace_refusals(rig: Rig) -> None:
     """The host's errorhandler(HTTPException) makes HTML; ours stays JSON."""
     status, body = rig.server.ask("GET", "/api/chat/stream")
@@ -444,7 +457,7 @@ def test_a_silent_client_is_found_gone_by_its_socket_not_by_a_ping(
     rigs: Rigs, worker_class: str, session: str
 ) -> None:
     """Case 13, with pings that are far away: nothing was written, and yet it is noticed."""
-    rig = rigs("plain", worker_class, CHATSTREAM_PING_INTERVAL="3600")
+    rig = rigs("plain", worker_class, **RARE)
     client = begin(rig, "headers", session)
     client.close()
     assert rig.provider.request(session, "closed")["closed_by"] == "client"
@@ -469,7 +482,7 @@ def test_the_deadline(rigs: Rigs, worker_class: str, session: str, scene: str) -
 
 def test_silent_streams_cost_no_wakeups(rigs: Rigs, worker_class: str) -> None:
     """200 silent streams: fewer than five context switches a second in the worker."""
-    rig = rigs("plain", worker_class, CHATSTREAM_THREADS="256", CHATSTREAM_PING_INTERVAL="3600")
+    rig = rigs("plain", worker_class, **RARE)
     for number in range(200):
         rig.client().post(f"idle-{number}", simulate={"id": f"i{number}", "silent_after": 0})
     eventually(lambda: rig.provider.stats()["generating"] == 200, "200 streams")

@@ -6,34 +6,17 @@ import contextlib
 import os
 import signal
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Certificate, Rig
-from tests.integration.processes import Provider, Server
+from tests.integration.conftest import Certificate, Rig, serving
+from tests.integration.processes import OURS, Provider, Server
 
 FAR = "3600"  # pings that cannot be what notices
-
-
-@pytest.fixture
-def provider() -> Iterator[Provider]:
-    with contextlib.closing(Provider()) as provider:
-        yield provider
-
-
-@contextlib.contextmanager
-def serving(log: Path, provider: Provider, *options: str, **more: object) -> Iterator[Rig]:
-    server = Server(log, *options, CHATSTREAM_UPSTREAM_URL=provider.url, **more)  # type: ignore[arg-type]
-    rig = Rig(server, provider)
-    try:
-        yield rig
-    finally:
-        rig.close_clients()
-        server.stop()
 
 
 def silent(rig: Rig, session: str) -> Client:
@@ -191,10 +174,13 @@ def test_tls_towards_the_client(
         assert "Traceback" not in rig.server.log()
 
 
-def fails_to_start(log: Path, **environ: str) -> str:
-    with pytest.raises(RuntimeError):
-        Server(log, app="wsgi:app", **environ)
-    return log.read_text()
+def fails_to_start(log: Path, **more: Any) -> str:
+    try:
+        server = Server(log, **{"app": "wsgi:app", **more})
+    except RuntimeError:
+        return log.read_text()
+    server.stop()
+    pytest.fail("it started")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +198,25 @@ def test_a_wrong_setting_stops_start_up(
     """With a sentence that names the key, and no traceback."""
     log = fails_to_start(log_file, **{key: value})
     assert sentence in log
+    assert "Traceback" not in log
+
+
+FEW = """
+import resource, runpy
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+runpy.run_module("gunicorn", run_name="__main__")
+"""
+
+
+def test_more_streams_than_descriptors_stop_start_up(tmp_path: Path, log_file: Path) -> None:
+    """With a sentence that says how many there may be, and what to raise; and no traceback."""
+    gunicorn = tmp_path / "gunicorn_with_few_descriptors.py"
+    gunicorn.write_text(FEW)
+    command = [str(gunicorn), *OURS[1:]]
+    log = fails_to_start(log_file, command=command, CHATSTREAM_MAX_STREAMS="200")
+    assert "CHATSTREAM_MAX_STREAMS=200 needs 1256 descriptors" in log
+    assert "may have 1024 here. Set it to at most 153, or raise the limit: ulimit -n" in log
     assert "Traceback" not in log
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from chatstream.connections import UNREAD
 from chatstream.loop import UNSENT
-from chatstream.upstream import UNREAD
 from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.conftest import MODES, Rig
 
-SEND_TIMEOUT = 1.5
+SEND_TIMEOUT = 1.0
 FLOOD: dict[str, object] = {"rate": 2000, "tokens": 100_000, "pad": 16384}
 WRITE = 128 * 1024
 """More than the most that the server writes at once."""

@@ -81,11 +81,19 @@ def blocked_at(rig: Rig, client: Client) -> bool:
     return before[0] > 0 and all((queue(), delivered()) == before for _ in range(5))
 
 
-def assert_stopped(rig: Rig, session: str, by: str = "aborted by client/cancel") -> None:
-    """The provider saw the close before its answer was whole, and the log tells the truth."""
+def assert_stopped(
+    rig: Rig, session: str, by: str = "aborted by client/cancel", blocked: Client | None = None
+) -> None:
+    """The provider saw the close before its answer was whole, and the log tells the truth.
+
+    A client that is `blocked` goes then: it would hold its stream's end up for two seconds, which
+    `test_a_blocked_client_is_let_go` has the time for.
+    """
     figure = rig.provider.request(session, "closed")
     assert figure["closed_ns"] is not None
     assert not figure["finished"]
+    if blocked is not None:
+        blocked.close()
     assert by in rig.server.ending_of(session)
     assert rig.server.errors() == []
 
@@ -97,7 +105,7 @@ def test_stop(rig: Rig, scene: str, way: str) -> None:
     session = f"stop-{next(numbers)}"
     client = begin(rig, scene, session)
     WAYS[way](rig, session, client)
-    assert_stopped(rig, session)
+    assert_stopped(rig, session, blocked=client if scene == "blocked" else None)
 
 
 @pytest.mark.parametrize("way", ["cancel", "close"])
@@ -114,7 +122,7 @@ def test_stop_on_other_ways_to_the_provider(
         assert rig.server.cancel(session)[0] == 200
     else:
         client.close()
-    assert_stopped(rig, session)
+    assert_stopped(rig, session, blocked=client if scene == "blocked" else None)
     if "proxy" in kind:
         assert rig.extra.seen[-1] == ("CONNECT" if "tls" in kind else "POST")
     rig.check_leaks()

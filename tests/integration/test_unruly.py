@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import eventually
-from tests.integration.conftest import Certificate, Rig
+from tests.integration.conftest import Certificate, Rig, serving
 from tests.integration.processes import Provider, Server
-from tests.integration.test_servers import serving
 
 UNRULY = "tests.integration.unruly:app"
 
@@ -40,13 +39,10 @@ def detach(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_a_response_that_breaks_off_is_logged_once(log_file: Path) -> None:
+def test_a_response_that_breaks_off_is_logged_once(log_file: Path, provider: Provider) -> None:
     """A host's route that raises in its body: one traceback, and no second answer in the log."""
     options = ("--threads", "1", "--access-logfile", "-")  # so the next request comes after it
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(log_file, provider, *options, app=UNRULY) as rig,
-    ):
+    with serving(log_file, provider, *options, app=UNRULY) as rig:
         client = rig.client()
         client.sock.sendall(b"GET /breaks HTTP/1.1\r\nHost: a\r\n\r\n")
         assert client.to_the_end().endswith(b"\r\n3\r\none\r\n")
@@ -95,12 +91,9 @@ def test_the_apps_context_is_there_to_the_end(unruly: Rig) -> None:
     assert [[name, name] for name in names] == closed()
 
 
-def test_stop_ends_what_is_live(log_file: Path, detach: str) -> None:
+def test_stop_ends_what_is_live(log_file: Path, provider: Provider, detach: str) -> None:
     """`Service.stop` does not wait, and leaves no client without an end and no slot taken."""
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(log_file, provider, app=UNRULY, CHATSTREAM_DETACH=detach) as rig,
-    ):
+    with serving(log_file, provider, app=UNRULY, CHATSTREAM_DETACH=detach) as rig:
         bodies = {name: rig.client().post(name, simulate={"rate": 50}) for name in "abcdefgh"}
         for body in bodies.values():
             body.until(b'"content"')
@@ -119,32 +112,30 @@ def test_stop_ends_what_is_live(log_file: Path, detach: str) -> None:
         assert again.body().endswith(DONE)
 
 
-def test_the_idle_clock_goes_on_behind_a_ping(log_file: Path, detach: str) -> None:
+def test_the_idle_clock_goes_on_behind_a_ping(
+    log_file: Path, provider: Provider, detach: str
+) -> None:
     """A ping is no sign of life of the provider's, also where it is what begins the response."""
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(
-            log_file,
-            provider,
-            CHATSTREAM_DETACH=detach,
-            CHATSTREAM_PING_INTERVAL="1.6",
-            CHATSTREAM_UPSTREAM_IDLE_TIMEOUT="2",
-        ) as rig,
-    ):
+    with serving(
+        log_file,
+        provider,
+        CHATSTREAM_DETACH=detach,
+        CHATSTREAM_PING_INTERVAL="1.6",
+        CHATSTREAM_UPSTREAM_IDLE_TIMEOUT="2",
+    ) as rig:
         client = rig.client().post("idle", simulate={"silent_after": 0})
         client.head()
         assert b'"code": "upstream_idle"' in client.body()
         assert 1.9 < duration(rig, "idle") < 3.2
 
 
-def test_an_idle_timeout_shorter_than_a_ping(log_file: Path, detach: str) -> None:
+def test_an_idle_timeout_shorter_than_a_ping(
+    log_file: Path, provider: Provider, detach: str
+) -> None:
     """The provider is given up when its time is over, whenever the next ping is due."""
-    with (
-        contextlib.closing(Provider()) as provider,
-        serving(
-            log_file, provider, CHATSTREAM_DETACH=detach, CHATSTREAM_UPSTREAM_IDLE_TIMEOUT="1"
-        ) as rig,
-    ):
+    with serving(
+        log_file, provider, CHATSTREAM_DETACH=detach, CHATSTREAM_UPSTREAM_IDLE_TIMEOUT="1"
+    ) as rig:
         client = rig.client().post("idle", simulate={"silent_after": 0, "headers_after": 0.5})
         assert client.head()[0] == 502
         assert duration(rig, "idle") < 4

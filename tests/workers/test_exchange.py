@@ -6,6 +6,7 @@ The worker is a real one, in a thread instead of a process.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
 import os
 import selectors
@@ -13,11 +14,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, Response
+from flask import Flask, Response, request
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
@@ -379,6 +381,36 @@ def test_hooks_run_once_and_at_the_true_end(site: MakeSite, detach: bool, way: s
     if way in ("completed", "cancel"):
         assert sent == len(body)
     assert len(service.registry) == 0
+
+
+def test_ends_at_the_same_time(site: MakeSite) -> None:
+    """Each in the context of its own request: one that is entered cannot be entered again."""
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who")
+    together = threading.Barrier(4, timeout=10)
+    seen: list[tuple[str, str]] = []
+
+    def close(name: str) -> None:
+        together.wait()
+        seen.append((name, who.get()))
+
+    def extend(app: Flask) -> None:
+        @app.after_request
+        def note(response: Response) -> Response:
+            who.set(request.headers["X-Who"])
+            response.call_on_close(partial(close, request.headers["X-Who"]))
+            return response
+
+    there = site(extend=extend)
+    clients = [
+        there.client().post(name, headers={"X-Who": name}, simulate={"tokens": 1, "rate": 100})
+        for name in "abcd"
+    ]
+    for client in clients:
+        client.head()
+        client.body()
+    eventually(lambda: there.worker.done().count("post_request") == 4)
+    assert sorted(seen) == [(name, name) for name in "abcd"]
+    assert "exception" not in there.worker.done()
 
 
 @both

@@ -20,8 +20,10 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import TConn
 
 from chatstream import slots
+from chatstream.workers.exchange import Kept
 from chatstream.workers.gthread import ThreadWorker
 from chatstream.workers.limits import LINGER, NO_DESCRIPTOR, Limits
+from tests.conftest import eventually
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -183,6 +185,45 @@ def test_a_quit_waits_for_no_lock_that_it_has_interrupted(worker: Worker) -> Non
         assert ended
     assert not worker.alive
     worker.tpool.shutdown()
+
+
+class NoMoreThreads(ThreadPoolExecutor):
+    """A pool of one thread in a process that cannot start another."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=8)
+        self.submit(int).result()
+        self._adjust_thread_count = self._fail  # type: ignore[method-assign]
+
+    def _fail(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+class Ended:
+    """An exchange that the loop has nothing more to do with."""
+
+    def finish(self) -> Kept:
+        return Kept.YES
+
+
+def test_a_connection_comes_back_though_no_thread_can_be_started(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the pool cannot grow, its threads do what the loop asks for, once, when they can."""
+    finished: list[tuple[object, Kept]] = []
+    monkeypatch.setattr(worker.method_queue, "defer", lambda call, *args: call(*args))
+    monkeypatch.setattr(worker, "_keepalive_after", lambda conn, kept: kept)
+    monkeypatch.setattr(
+        worker, "finish_request", lambda conn, fs: finished.append((conn, fs.result()))
+    )
+    conn, busy = object(), threading.Event()
+    with NoMoreThreads() as worker.tpool:
+        with pytest.raises(RuntimeError):
+            worker.tpool.submit(busy.wait, 10)
+        worker.resume(conn, Ended())  # type: ignore[arg-type]
+        busy.set()
+        eventually(lambda: finished, "the connection")
+    assert [(conn, Kept.YES)] == finished
 
 
 def test_more_streams_than_descriptors_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

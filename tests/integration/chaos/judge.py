@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chatstream.connections import UNREAD
 from chatstream.loop import UNSENT
-from chatstream.upstream import UNREAD
 from tests.conftest import PATIENCE
 from tests.integration.chaos.evidence import Ending, Evidence
 from tests.integration.chaos.plan import PAD, Script
@@ -370,7 +370,9 @@ def _by_itself(script: Script) -> set[str]:
 
 
 def _gave_up(script: Script) -> set[str]:
-    """How a provider that is silent for too long ends what no cancel has reached."""
+    """How what no cancel has reached ends: a provider, or the client, is idle for too long."""
+    if script.stalls:
+        return {"aborted stalled"}
     if "headers_after" in script.simulate:
         return {"failed upstream_timeout"}
     return {"failed upstream_idle"} if "silent_after" in script.simulate else set()
