@@ -76,7 +76,7 @@ class Terminal:
     @contextlib.contextmanager
     def waiting(self, words: str) -> Iterator[None]:
         """A spinner, where there can be one."""
-        if self._console is None or self._console.is_dumb_terminal:
+        if self._console is None:
             yield
             return
         with self._console.status(words):

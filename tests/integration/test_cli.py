@@ -258,11 +258,11 @@ def _mailboxes(site: Site) -> set[str]:
     return {key.replace(":worker:", ":mail:") for key in _keys(site) if ":worker:" in key}
 
 
-def test_nobody_there_is_said(tmp_path: Path) -> None:
+def test_nobody_there_is_said(short_base: Path) -> None:
     """2, and what to do."""
-    code, out, err = run(STANDALONE, "sessions", CHATSTREAM_BUS=f"unix://{tmp_path}")
+    code, out, err = run(STANDALONE, "sessions", CHATSTREAM_BUS=f"unix://{short_base}")
     assert (code, out) == (2, "")
-    assert f"No worker of this app is running as this user (looked below {tmp_path})" in err
+    assert f"No worker of this app is running as this user (looked below {short_base})" in err
 
 
 # The doctor
