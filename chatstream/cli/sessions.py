@@ -206,7 +206,12 @@ def _nobody(settings: Settings) -> str:
     mine = f"chatstream-{os.geteuid()}"
     if users := [p.name[11:] for p in base.glob("chatstream-*") if p.name != mine]:
         sentence += f" There is something of uid {', '.join(sorted(users))}: run this as that user."
-    return f"{sentence} A service with a bus of its own is found with its CHATSTREAM_BUS."
+    if path:
+        return sentence
+    return (
+        f"{sentence} A service with a bus of its own is found with its CHATSTREAM_BUS; one under"
+        " another server than gunicorn needs one: unix:///a/directory."
+    )
 
 
 def _names(each: Sighting) -> tuple[str, str, str]:
