@@ -28,7 +28,7 @@ from functools import partial
 from time import monotonic
 from typing import Protocol
 
-from chatstream import native, sse
+from chatstream import native
 from chatstream.errors import UpstreamError, headers_late, idle
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cause, Phase
@@ -148,7 +148,7 @@ class Detached:
         self._told = False  # it says itself how the stream ended
         self._ended = False  # its end is sent, or left
         self._pinged = False  # the last thing said was a ping
-        self._left = b""  # what the client's socket had no room for
+        self._left: bytes | memoryview = b""  # what the client's socket had no room for
         self._gone = False  # the client
         self._spoke = monotonic()
         self._give_up_at = self._spoke + headers_timeout
@@ -300,7 +300,7 @@ class Detached:
         self._put((self._exchange.frame(words) if words else b"") + self._exchange.end())
         self._sent()
 
-    def _put(self, data: bytes) -> bool:
+    def _put(self, data: bytes | memoryview) -> bool:
         """Sends what the client's socket has room for.
 
         Returns:
@@ -332,6 +332,7 @@ class Detached:
             self._finish(whole=False)
             return
         self._wait_for(SENDING)
+        self._left = memoryview(self._left)  # an answer in one piece may be long: no more copies
         if self._body is not None:  # else who calls the provider says what is done
             self._stream.phase = Phase.SENDING
         self._loop.on_writable(self._client_fd, self._flush)
@@ -371,10 +372,10 @@ class Detached:
             return  # the provider's answer is just there
         self._pinged = True
         if not self._begun:
-            self._begin(sse.PING)
+            self._begin(self._stream.ping)
             return
         self._spoke = self._loop.now
-        if not self._put(self._exchange.frame(sse.PING)):
+        if not self._put(self._exchange.frame(self._stream.ping)):
             self._hold_up()
         elif self._state is not BODY:
             self._resume()

@@ -89,7 +89,7 @@ class ChatStream:
         server.follow_signals()
         app.before_request(server.notice_end)
         app.register_error_handler(RequestTimeout, views.timed_out)
-        app.register_blueprint(views.blueprint(settings.url_prefix))
+        app.register_blueprint(views.blueprint(settings))
         app.cli.add_command(cli.group)
 
 
@@ -270,6 +270,7 @@ class Service:
         stream_id: str | None = None,
         owner: str = "",
         environ: Mapping[str, Any] | None = None,
+        form: Callable[[str, str, str], Stream] = Stream,
     ) -> StreamIterable:
         """Begins a stream. The provider is called at the iterable's first `next`.
 
@@ -279,6 +280,7 @@ class Service:
             stream_id: This answer; made up when None.
             owner: Whose it is.
             environ: The request's WSGI environ, where the client's socket is looked for.
+            form: Makes the stream, given session, stream and owner: one of events, or another.
 
         Returns:
             What the server has to walk and to close.
@@ -292,7 +294,7 @@ class Service:
         self.start(environ)
         if self._drained:
             raise shutting_down()
-        stream = Stream(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
+        stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         timer = None
         try:
             if sock := _client_socket(environ or {}):

@@ -1,16 +1,23 @@
-"""Faults on the way to the provider, as our errors: requests', urllib3's and the system's.
+"""What a provider does wrong, as our errors: its refusals, and faults on the way to it.
 
-The one seam at which they are mapped; `__cause__` is kept by who raises.
+The one seam at which the exceptions of requests, urllib3 and the system are mapped; `__cause__` is
+kept by who raises.
 """
 
 from __future__ import annotations
 
 import errno
+import json
+import re
+from collections.abc import Callable
 
 import requests
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from chatstream.errors import Busy, StreamError, UpstreamError, out_of_descriptors
+
+_MESSAGE = 1000
+"""Longest sentence of a provider's, in characters."""
 
 
 def mapped(error: Exception) -> StreamError:
@@ -43,6 +50,58 @@ _NEVER_CONNECTED = (
     requests.exceptions.SSLError,
     requests.exceptions.ProxyError,
 )
+
+
+def refused(
+    status: int, retry_after: str | None, message: Callable[[], str]
+) -> UpstreamError | None:
+    """A provider's refusal, by its status; None if that is none.
+
+    Args:
+        status: The provider's.
+        retry_after: Its Retry-After header.
+        message: Its own sentence, "" for none; asked for only where a client may see it.
+    """
+    if status in (401, 403):
+        return UpstreamError(
+            "The provider did not accept this service's key.", code="upstream_auth"
+        )
+    if status == 429:
+        return UpstreamError(
+            "The provider is limiting this service's rate. Please try again later.",
+            code="upstream_rate_limited",
+            status=429,
+            retry_after=_retry_after(retry_after),
+        )
+    if status == 407:
+        return UpstreamError("The proxy wants a password.", code="upstream_connect")
+    if 400 <= status < 500:
+        return UpstreamError(
+            message() or f"The provider rejected the request ({status}).",
+            code="upstream_rejected",
+            status=400,
+        )
+    return UpstreamError(f"The provider failed ({status}).") if status >= 500 else None
+
+
+def sentence(body: bytes, key: str) -> str:
+    """What a provider's error body says, without our key; "" if it is none."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    error = value.get("error") if isinstance(value, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    if not isinstance(message, str):
+        return ""
+    if key:
+        message = message.replace(key, "[key]")
+    return message.encode(errors="replace").decode()[:_MESSAGE]
+
+
+def _retry_after(value: str | None) -> str | None:
+    """The provider's Retry-After where it is one (RFC 9110, 10.2.3): seconds or a date."""
+    return value if value and re.fullmatch(r"[0-9]{1,9}|[A-Za-z0-9 ,:]{20,40}", value) else None
 
 
 def broken(error: Exception) -> UpstreamError:

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
-from chatstream.errors import UpstreamError
-from chatstream.faults import mapped
+from chatstream.config import Settings
+from chatstream.errors import Refused, UpstreamError
+from chatstream.faults import mapped, refused, sentence
 from chatstream.upstream import Bearer
 
 LIMIT = 1024 * 1024
@@ -28,6 +29,7 @@ class Fetched:
     status: int
     content_type: str
     body: bytes
+    retry_after: str | None = None
 
 
 def fetch(url: str, *, key: str = "", connect: float = 5.0, timeout: float = 10.0) -> Fetched:
@@ -67,7 +69,38 @@ def fetch(url: str, *, key: str = "", connect: float = 5.0, timeout: float = 10.
                     )
     except (requests.RequestException, OSError, ValueError) as error:
         raise mapped(error) from error
-    return Fetched(response.status_code, response.headers.get("Content-Type", ""), bytes(body))
+    said = response.headers
+    return Fetched(
+        response.status_code,
+        said.get("Content-Type", ""),
+        bytes(body),
+        said.get("Retry-After"),
+    )
+
+
+def models(settings: Settings) -> bytes:
+    """The provider's list of models, the JSON that it gives. Blocks as `fetch` does.
+
+    Raises:
+        Refused: Its address is not known.
+        UpstreamError: It is not to be had.
+    """
+    url = sibling(settings.upstream_url, "/models")
+    if url is None:
+        raise Refused(
+            "Where this provider lists its models is not known: CHATSTREAM_UPSTREAM_URL does not"
+            f" end in {_COMPLETIONS}.",
+            code="no_models",
+            status=404,
+        )
+    key = settings.api_key
+    got = fetch(url, key=key, connect=settings.upstream_connect_timeout)
+    refusal = refused(got.status, got.retry_after, lambda: sentence(got.body, key))
+    if refusal is not None:
+        raise refusal
+    if got.status != 200 or got.content_type.partition(";")[0].strip() != "application/json":
+        raise UpstreamError("The provider answered with no list.", code="upstream_not_json")
+    return got.body
 
 
 def sibling(upstream_url: str, path: str) -> str | None:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from chatstream import sse
 from chatstream.detached import Detached, Exchange
 from chatstream.errors import StreamError, UpstreamError, headers_late, idle
 from chatstream.loop import Loop
@@ -188,7 +187,7 @@ class StreamIterable:
             self.stream.fail(headers_late() if self._body is None else idle())
         elif now >= self._ping_at:
             self._pinged = True
-            return sse.PING
+            return self.stream.ping
         return b""
 
     def _conclude(self) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PATTERN = "^[A-Za-z0-9._:-]{1,128}$"
-"""A sessionId or streamId: `views.ID`, in JSON Schema's words."""
+"""A sessionId or streamId: `reading.ID`, in JSON Schema's words."""
 
 BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
     400: (
@@ -78,6 +78,55 @@ AFTER = (
 )
 """The codes that an `event: error` can have. With headers that come late, nearly all refusals."""
 
+OPENAI_BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
+    **BEFORE,
+    400: (
+        BEFORE[400][0],
+        {
+            **BEFORE[400][1],
+            "bad_id": "X-Session-Id or X-Stream-Id has another form",
+            "bad_stream": "stream is neither true nor false",
+        },
+    ),
+    502: (
+        BEFORE[502][0],
+        {
+            **BEFORE[502][1],
+            "upstream_not_json": "for an answer in one piece: a 200 that is no JSON, or encoded",
+            "answer_too_large": "an answer in one piece has more than 16 MiB",
+        },
+    ),
+}
+"""The same of OpenAI's route for an answer."""
+
+OPENAI_MODELS: Mapping[int, tuple[str, Mapping[str, str]]] = {
+    400: ("The provider rejected it.", {"upstream_rejected": "with its message"}),
+    401: BEFORE[401],
+    404: ("There is no list.", {"no_models": "the provider's address is not OpenAI's"}),
+    429: BEFORE[429],
+    502: (
+        "The provider failed.",
+        {
+            reason: OPENAI_BEFORE[502][1][reason]
+            for reason in (
+                "upstream_connect",
+                "upstream_unreachable",
+                "upstream_error",
+                "upstream_auth",
+                "upstream_not_json",
+            )
+        },
+    ),
+    503: ("Others ask for it.", {"busy": "two are being answered; with Retry-After"}),
+    504: ("It took too long.", {"upstream_timeout": "or is too long"}),
+}
+"""The same of OpenAI's route for the models."""
+
+_OPENAI = """\
+OpenAI's route: with `stream: true` an answer is relayed as on the chat's own route, else in one
+piece, before which newlines show life. A fault that comes after these is a 200 whose JSON is the
+error. A stopped answer ends with the finish_reason `cancelled`; one piece has no content then."""
+
 _STREAM = """\
 Relays the provider's answer as Server-Sent Events, byte for byte, whole events only, up to
 `data: [DONE]`. Comments are passed on; in silence `: ping` comments go out. After the first byte a
@@ -96,13 +145,16 @@ _SSE = "text/event-stream"
 _JSON = "application/json"
 
 
-def document(url_prefix: str, *, max_body: int, root: str = "") -> dict[str, Any]:
+def document(
+    url_prefix: str, *, max_body: int, root: str = "", openai_prefix: str | None = None
+) -> dict[str, Any]:
     """The document. Holds nothing of a user, a key or a provider.
 
     Args:
         url_prefix: Where the routes are mounted in their app.
         max_body: Longest request body, bytes.
         root: Where the app is mounted in its server (WSGI's SCRIPT_NAME).
+        openai_prefix: Where OpenAI's routes are; None for none.
     """
     return {
         "openapi": "3.1.0",
@@ -129,6 +181,7 @@ def document(url_prefix: str, *, max_body: int, root: str = "") -> dict[str, Any
                 "head": _itself("head"),
                 "options": _options("openapi", "GET, HEAD, OPTIONS"),
             },
+            **({} if openai_prefix is None else _openai(openai_prefix.rstrip("/"), max_body)),
         },
         "components": {"schemas": {"ChatRequest": _chat_request(), "ErrorEvent": _error_event()}},
     }
@@ -160,6 +213,96 @@ def _stream(max_body: int) -> dict[str, Any]:
             "405": _other_method("OPTIONS, POST"),
         },
     }
+
+
+def _openai(prefix: str, max_body: int) -> dict[str, Any]:
+    return {
+        f"{prefix}/chat/completions": {
+            "post": _completions(max_body),
+            "options": _options("openai_chat", "OPTIONS, POST"),
+        },
+        f"{prefix}/models": {
+            "get": _models("get"),
+            "head": _models("head"),
+            "options": _options("openai_models", "GET, HEAD, OPTIONS"),
+        },
+    }
+
+
+def _completions(max_body: int) -> dict[str, Any]:
+    request = _chat_request()
+    for name in ("sessionId", "streamId"):
+        del request["properties"][name]
+    request["properties"]["stream"] = {"type": ["boolean", "null"]}
+    operation = _stream(max_body)
+    answer = {
+        **operation["responses"]["200"],
+        "content": {**operation["responses"]["200"]["content"], _JSON: {"schema": _an_object()}},
+    }
+    return {
+        "operationId": "openai_chat",
+        "summary": "One answer, as OpenAI's API gives it.",
+        "description": _OPENAI,
+        "parameters": [
+            _parameter("X-Session-Id", "header", _id()),
+            _parameter("X-Stream-Id", "header", _id()),
+        ],
+        "requestBody": {**operation["requestBody"], "content": {_JSON: {"schema": request}}},
+        "responses": {
+            "200": answer,
+            **_openai_refusals(OPENAI_BEFORE),
+            "405": _openai_other_method("OPTIONS, POST"),
+        },
+    }
+
+
+def _models(method: str) -> dict[str, Any]:
+    found = _json("The provider's list, as it is.", _an_object())
+    refusals = _openai_refusals(OPENAI_MODELS)
+    if method == "head":
+        for response in (found, *refusals.values()):
+            del response["content"]
+    return {
+        "operationId": f"openai_models_{method}",
+        "summary": "The provider's models.",
+        "responses": {
+            "200": found,
+            **refusals,
+            "405": _openai_other_method("GET, HEAD, OPTIONS"),
+        },
+    }
+
+
+def _openai_refusals(
+    before: Mapping[int, tuple[str, Mapping[str, str]]],
+) -> dict[str, dict[str, Any]]:
+    """What `_refusal` has, in OpenAI's words."""
+    return {
+        str(status): _openai_words(_with_retry(status, _refused(sentence, reasons)))
+        for status, (sentence, reasons) in before.items()
+    }
+
+
+def _openai_other_method(methods: str) -> dict[str, Any]:
+    return _openai_words(_other_method(methods))
+
+
+def _openai_words(response: dict[str, Any]) -> dict[str, Any]:
+    codes = response["content"][_JSON]["schema"]["properties"]["reason"]
+    error = _exactly(
+        message={"type": "string"},
+        type={"type": "string"},
+        param={"type": ["string", "null"]},
+        code=codes,
+    )
+    schemas = [_exactly(error=error)]
+    if "upstream_error" in codes["enum"]:  # the provider's own, where it came as a 200
+        schemas.append({"type": "object", "required": ["error"]})
+    return {**response, "content": {_JSON: {"schema": {"anyOf": schemas}}}}
+
+
+def _an_object() -> dict[str, Any]:
+    return {"type": "object"}
 
 
 def _cancel() -> dict[str, Any]:
@@ -253,8 +396,10 @@ def _error_event() -> dict[str, Any]:
 
 
 def _refusal(status: int) -> dict[str, Any]:
-    sentence, reasons = BEFORE[status]
-    response = _refused(sentence, reasons)
+    return _with_retry(status, _refused(*BEFORE[status]))
+
+
+def _with_retry(status: int, response: dict[str, Any]) -> dict[str, Any]:
     if status in (429, 503):
         response["headers"]["Retry-After"] = {"schema": {"type": "string"}}
     return response

@@ -50,7 +50,8 @@ class Outcome:
         detail: What more the log may say of that error; not for clients.
         phase: What the stream was doing when it was decided.
         duration: Seconds from the request to the end of the client's body.
-        events: Whole SSE events handed to the server; comments do not count.
+        events: Whole SSE events handed to the server; comments do not count. An answer in one
+            piece is one.
         bytes: Bytes of the provider handed to the server, its comments included.
         stop_ms: For ABORTED: milliseconds from noticing the stop to the upstream socket's shutdown.
     """

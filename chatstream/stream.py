@@ -120,7 +120,12 @@ class Stream:
         phase: What the stream is doing. Written by whoever moves it; read for the log.
         client: The client's socket, where the server shows it.
         ended: Whether the verdict is there: completed, aborted or failed.
+        media_type: The answer's form, as the provider is asked for it and the client gets it.
+        ping: What shows a client in silence that there is life: it means nothing in that form.
     """
+
+    media_type = "text/event-stream"
+    ping = sse.PING
 
     def __init__(self, session_id: str, stream_id: str, owner: str = "") -> None:
         self.session_id = session_id
@@ -338,15 +343,11 @@ class Stream:
         if self._finish_reason:
             self.complete()
         else:
-            self.fail(
-                UpstreamError(
-                    "The provider's answer ended before it was whole.", code="upstream_truncated"
-                )
-            )
+            self.fail(not_whole())
         return b""
 
     def last_words(self) -> bytes:
-        """What a client that has begun to read is told when it ends: an error event, or nothing."""
+        """What is left to say when it has ended: an error event, or nothing."""
         error = self.error
         if error is None or isinstance(error, ProviderEvent):
             return b""
@@ -375,6 +376,13 @@ class Stream:
 
 
 class ProviderEvent(UpstreamError):
-    """The provider said inside its stream that it failed; its own event tells the client."""
+    """The provider said inside its answer that it failed; its own words tell the client."""
 
     code = "upstream_error"
+
+
+def not_whole() -> UpstreamError:
+    """The word for an answer that ended too early."""
+    return UpstreamError(
+        "The provider's answer ended before it was whole.", code="upstream_truncated"
+    )

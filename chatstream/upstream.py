@@ -7,11 +7,10 @@ dialling and pooling (`chatstream.connections`), and reading (`chatstream.body`)
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -24,12 +23,11 @@ from chatstream.call_threads import CallThreads
 from chatstream.config import Settings
 from chatstream.connections import Adapter, Call, serving
 from chatstream.errors import UpstreamError
-from chatstream.faults import mapped
+from chatstream.faults import mapped, refused, sentence
 from chatstream.stream import Body, Stream
 
 _ERROR_BODY = 64 * 1024
 _ERROR_PATIENCE = 5.0
-_MESSAGE = 1000
 
 log = logging.getLogger("chatstream")
 
@@ -83,7 +81,7 @@ class Upstream:
             raise
         body = _body(response, call)
         try:
-            self._judge(response, body)
+            self._judge(response, body, stream.media_type)
         except BaseException:
             body.close()
             raise
@@ -114,58 +112,32 @@ class Upstream:
         try:
             # The first calls may all prepare: they find the same.
             prepared = self._prepared = self._prepared or _prepared(self._url, self._key)
-            request = prepared.request(payload)
+            request = prepared.request(payload, call.stream.media_type)
             # Not a session's `send`: what that adds - cookies, redirects, hooks, the environment
             # read anew - must not be, and costs more than the call.
             return self._adapter.send(request, timeout=self._timeout, **prepared.environment)
         finally:
             serving.reset(token)
 
-    def _judge(self, response: requests.Response, body: Body) -> None:
-        """Raises UpstreamError unless the response is a stream of events."""
-        status = response.status_code
-        if status == 200:
-            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-            if kind != "text/event-stream" or encoding != "identity":
-                raise _not_stream("something else than an event stream")
-        elif status in (401, 403):
-            raise UpstreamError(
-                "The provider did not accept this service's key.", code="upstream_auth"
-            )
-        elif status == 429:
-            raise UpstreamError(
-                "The provider is limiting this service's rate. Please try again later.",
-                code="upstream_rate_limited",
-                status=429,
-                retry_after=_retry_after(response.headers.get("Retry-After")),
-            )
-        elif status == 407:
-            raise UpstreamError("The proxy wants a password.", code="upstream_connect")
-        elif 400 <= status < 500:
-            raise UpstreamError(
-                self._message(body) or f"The provider rejected the request ({status}).",
-                code="upstream_rejected",
-                status=400,
-            )
-        elif status >= 500:
-            raise UpstreamError(f"The provider failed ({status}).")
-        else:
-            raise _not_stream(f"status {status}")
+    def _judge(self, response: requests.Response, body: Body, wanted: str) -> None:
+        """Raises UpstreamError unless the response is an answer of the media type `wanted`."""
+        status, headers = response.status_code, response.headers
+        refusal = refused(status, headers.get("Retry-After"), partial(self._message, body))
+        if refusal is not None:
+            raise refusal
+        if status != 200:
+            raise _something_else(f"status {status}", wanted)
+        kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        encoding = headers.get("Content-Encoding", "identity").strip().lower()
+        if kind != wanted or encoding != "identity":
+            raise _something_else("something else than was asked for", wanted)
 
     def _message(self, body: Body) -> str:
-        """The provider's sentence about a rejected request, without our key."""
+        """The provider's sentence about a rejected request."""
         try:
-            value = json.loads(_whole(body))
-        except (ValueError, RecursionError, UpstreamError, TimeoutError):
+            return sentence(_whole(body), self._key)
+        except (UpstreamError, TimeoutError):
             return ""
-        error = value.get("error") if isinstance(value, dict) else None
-        message = error.get("message") if isinstance(error, dict) else error
-        if not isinstance(message, str):
-            return ""
-        if self._key:
-            message = message.replace(self._key, "[key]")
-        return message.encode(errors="replace").decode()[:_MESSAGE]
 
 
 @dataclass(frozen=True)
@@ -175,9 +147,10 @@ class _Prepared:
     template: requests.PreparedRequest
     environment: Mapping[str, Any]
 
-    def request(self, payload: bytes) -> requests.PreparedRequest:
+    def request(self, payload: bytes, wanted: str) -> requests.PreparedRequest:
         request = copy.copy(self.template)
         request.headers = self.template.headers.copy()
+        request.headers["Accept"] = wanted
         request.headers["Content-Length"] = str(len(payload))
         request.body = payload
         return request
@@ -187,7 +160,6 @@ def _prepared(url: str, key: str) -> _Prepared:
     """Reads the environment: proxies and certificates, as requests finds them."""
     headers = {
         "Content-Type": "application/json",
-        "Accept": "text/event-stream",
         "Accept-Encoding": "identity",
         "User-Agent": "chatstream",
     }
@@ -230,10 +202,8 @@ def _whole(body: Body) -> bytes:
     return b"".join(parts)
 
 
-def _not_stream(what: str) -> UpstreamError:
-    return UpstreamError(f"The provider answered with {what}.", code="upstream_not_stream")
-
-
-def _retry_after(value: str | None) -> str | None:
-    """The provider's Retry-After where it is one (RFC 9110, 10.2.3): seconds or a date."""
-    return value if value and re.fullmatch(r"[0-9]{1,9}|[A-Za-z0-9 ,:]{20,40}", value) else None
+def _something_else(what: str, wanted: str) -> UpstreamError:
+    words = f"The provider answered with {what}."
+    if wanted == Stream.media_type:
+        return UpstreamError(words, code="upstream_not_stream")
+    return UpstreamError(words, code="upstream_not_json")

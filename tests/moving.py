@@ -171,6 +171,7 @@ class Moved:
         loop: Loop | None = None,
         call: Callable[[Stream], None] | None = None,
         body: Callable[[socket.socket], Body] = SocketpairBody,
+        form: Callable[[str, str], Stream] = Stream,
         **times: float,
     ) -> None:
         """
@@ -181,9 +182,10 @@ class Moved:
             loop: Who watches the client; None for one of its own.
             call: Calls another provider, in a thread.
             body: Makes the provider's answer, of our end of its connection.
+            form: Makes the stream.
             times: Others than `CLOCKS`.
         """
-        self.stream = Stream("s", "t")
+        self.stream = form("s", "t")
         self.provider, self.sock = socket.socketpair()
         self.provider.settimeout(PATIENCE)
         self.server, self.client = connected(buffers)
@@ -228,10 +230,10 @@ class Moved:
         self.iterable.close()
 
     def start_response(self, data: bytes) -> bytes:
-        """What the app's response does."""
+        """What the app's response does. Of a refusal the body is not made here."""
         self.starts += 1
         self.refusal = None if data else self.iterable.refusal
-        return data
+        return data or (b"" if self.refusal else self.stream.last_words())
 
     # As the provider
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 import responses
 
+from chatstream.config import Settings
 from chatstream.errors import UpstreamError
-from chatstream.fetch import LIMIT, Fetched, at_origin, fetch, sibling
+from chatstream.fetch import LIMIT, Fetched, at_origin, fetch, models, sibling
 from chatstream.simulator import Simulator
 
 MODELS = "http://provider/v1/models"
@@ -76,6 +77,12 @@ def test_silence_is_bounded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(UpstreamError) as caught:
         fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models", timeout=0.05)
     assert caught.value.code == "upstream_timeout"
+
+
+def test_the_list_of_models(provider: Simulator) -> None:
+    """Beside the chat's address, with its key; the rest of it is in test_openai."""
+    listed = models(Settings(upstream_url=provider.url, api_key="sk-1"))
+    assert json.loads(listed)["data"][0]["id"] == "simulated"
 
 
 @pytest.mark.parametrize(

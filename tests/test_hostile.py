@@ -23,10 +23,23 @@ from requests import PreparedRequest
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 from werkzeug.wrappers import Response
 
-from chatstream import views
-from tests.test_openapi import CANCELS, PREFIX, STREAMS, URL, app, assert_as_documented, service_of
+from chatstream import reading
+from tests.test_openapi import (
+    CANCELS,
+    COMPLETED,
+    COMPLETIONS,
+    MODELS_URL,
+    PREFIX,
+    STREAM,
+    STREAMS,
+    URL,
+    app,
+    assert_as_documented,
+    service_of,
+)
 
 ANSWER = b'data: {"choices":[]}\n\ndata: [DONE]\n\n'
+WHOLE = b'{"choices":[]}'
 KEY = "sk-of-the-tests"
 MESSAGES = [{"role": "user"}]
 
@@ -98,7 +111,10 @@ host.config["PROPAGATE_EXCEPTIONS"] = True
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     with responses.RequestsMock(assert_all_requests_are_fired=False) as provider:
-        provider.post(URL, body=ANSWER, content_type="text/event-stream")
+        for kind, body in (("text/event-stream", ANSWER), ("application/json", WHOLE)):
+            wanted = responses.matchers.header_matcher({"Accept": kind})
+            provider.post(URL, body=body, content_type=kind, match=[wanted])
+        provider.get(MODELS_URL, json={"data": []})
         yield World(host, provider)
         service_of(host).stop()
 
@@ -109,7 +125,7 @@ served = schemathesis.openapi.from_wsgi(f"{PREFIX}/openapi.json", host)
 
 
 @served.parametrize()
-@settings(fuzzed, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(fuzzed, max_examples=40, suppress_health_check=list(HealthCheck))
 def test_the_routes_keep_to_their_document(case: schemathesis.Case, world: World) -> None:
     """Good requests are served, bad ones are refused; status, headers and JSON are as it says."""
     case.call_and_validate()
@@ -216,7 +232,7 @@ def test_any_content_type(world: World, given_type: str) -> None:
 
 # Names
 
-names = text | st.from_regex(views.ID, fullmatch=True) | st.sampled_from(["a\n", "..", "x" * 129])
+names = text | st.from_regex(reading.ID, fullmatch=True) | st.sampled_from(["a\n", "..", "x" * 129])
 
 
 @fuzzed
@@ -228,10 +244,33 @@ def test_any_ids(world: World, session: Any, stream: Any) -> None:
     if response.status_code == 200:
         for name, value in (("X-Session-Id", session), ("X-Stream-Id", stream)):
             assert response.headers[name] == value or value is None
-            assert views.ID.fullmatch(response.headers[name])
+            assert reading.ID.fullmatch(response.headers[name])
         assert json.loads(world.request.body or b"").keys() == {"messages", "stream", "model"}
     else:
         assert response.status_code == 400
+
+
+@settings(fuzzed, max_examples=60)
+@given(session=names, stream=names, wanted=st.booleans())
+def test_any_names_in_headers(world: World, session: str, stream: str, wanted: bool) -> None:
+    """On OpenAI's route they are held against the same form, as a server decodes a header."""
+    body = encoded({"messages": MESSAGES, "stream": wanted}, escaped=True)
+    given_names = {"SESSION": session, "STREAM": stream}
+    response = world.post(
+        COMPLETIONS,
+        **{"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))},
+        CONTENT_TYPE="application/json",
+        **{f"HTTP_X_{name}_ID": value for name, value in given_names.items()},
+    )
+    assert_as_documented(COMPLETED["post"], response)
+    good = all(reading.ID.fullmatch(value) for value in given_names.values())
+    assert response.status_code == (200 if good else 400)
+    if good:
+        assert response.data == (ANSWER if wanted else WHOLE)
+        assert (response.headers["X-Session-Id"], response.headers["X-Stream-Id"]) == (
+            session,
+            stream,
+        )
 
 
 @fuzzed
@@ -326,6 +365,21 @@ def test_any_answer_of_the_provider(
     assert KEY not in response.text
 
 
+@settings(fuzzed, max_examples=60)
+@given(body=st.binary(max_size=80) | st.builds(encoded, values, escaped=st.booleans()))
+@example(b'{"error": {}}')
+@example(b'\n\n{"error": 1} ')
+@example(b"{" * 9_000)
+def test_any_answer_in_one_piece(body: bytes) -> None:
+    """It is passed on if it is a JSON object that is no error; else there is a 502."""
+    kind = "application/json"
+    response = answered(COMPLETIONS, COMPLETED, body=body, content_type=kind)
+    assert response.status_code in (200, 502)
+    if response.status_code == 200:
+        assert isinstance(json.loads(response.data), dict)
+        assert response.data == body.lstrip()
+
+
 lines = [
     "\n",
     "\r",
@@ -353,15 +407,13 @@ def test_any_events_of_the_provider(parts: list[str]) -> None:
     assert response.status_code in (200, 502)
 
 
-def answered(**answer: Any) -> Response:
+def answered(path: str = STREAM, told: Any = STREAMS, **answer: Any) -> Response:
     """What a good request gets if the provider answers so. It is as documented."""
     other = app(API_KEY=KEY)
     other.config["PROPAGATE_EXCEPTIONS"] = True
     with responses.RequestsMock() as provider:
         provider.post(URL, **answer)
-        response = other.test_client().post(
-            f"{PREFIX}/stream", json={"messages": MESSAGES}, buffered=True
-        )
+        response = other.test_client().post(path, json={"messages": MESSAGES}, buffered=True)
     service_of(other).stop()
-    assert_as_documented(STREAMS["post"], response)
+    assert_as_documented(told["post"], response)
     return response

@@ -20,18 +20,20 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
 from werkzeug.wrappers import Response
 
-from chatstream import ChatStream, Service, errors, openapi, views
+from chatstream import ChatStream, Service, errors, openapi, reading
 from chatstream.errors import BusUnavailable, Unconfirmed
 from chatstream.outcome import Cause
 from chatstream.simulator import Simulator
 from tests.test_views import OtherWorkers
 
-URL = "https://provider.test/v1/chat"
+URL = "https://provider.test/v1/chat/completions"
+MODELS_URL = "https://provider.test/v1/models"
 PREFIX = "/api/chat"
 STREAM, CANCEL, ITSELF = f"{PREFIX}/stream", f"{PREFIX}/cancel/s-1", f"{PREFIX}/openapi.json"
 CHAT = {"messages": [{"role": "user"}], "sessionId": "s-1"}
-DOCUMENT = openapi.document(PREFIX, max_body=500)
-STREAMS, CANCELS, ITS = DOCUMENT["paths"].values()
+COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
+DOCUMENT = openapi.document(PREFIX, max_body=500, openai_prefix="/v1")
+STREAMS, CANCELS, ITS, COMPLETED, LISTED = DOCUMENT["paths"].values()
 
 Pairs = set[tuple[int, str]]
 
@@ -40,7 +42,12 @@ def app(*, identify: Callable[[], Any] | None = None, **settings: Any) -> flask.
     host = flask.Flask("host")
     named = {f"CHATSTREAM_{key}": value for key, value in settings.items()}
     host.config.from_mapping(
-        {"CHATSTREAM_UPSTREAM_URL": URL, "CHATSTREAM_MAX_BODY": 500, "CHATSTREAM_MAX_STREAMS": 4}
+        {
+            "CHATSTREAM_UPSTREAM_URL": URL,
+            "CHATSTREAM_OPENAI_PREFIX": "/v1",
+            "CHATSTREAM_MAX_BODY": 500,
+            "CHATSTREAM_MAX_STREAMS": 4,
+        }
         | named
     )
     ChatStream(host, identify=identify)
@@ -63,17 +70,19 @@ def served(client: Client, path: str = ITSELF) -> dict[str, Any]:
 @pytest.mark.parametrize("root", ["", "/mounted"])
 def test_it_is_openapi(root: str) -> None:
     """By the specification's own rules, and its schemas by JSON Schema's."""
-    openapi_spec_validator.validate(openapi.document("/x/y", max_body=1, root=root))
+    for prefix in (None, "/", "/v1"):
+        document = openapi.document("/x/y", max_body=1, root=root, openai_prefix=prefix)
+        openapi_spec_validator.validate(document)
 
 
 def test_a_name_has_the_form_of_a_name() -> None:
     """The pattern in the document is the one that the routes hold names against."""
-    assert f"^{views.ID.pattern}$" == openapi.PATTERN
+    assert f"^{reading.ID.pattern}$" == openapi.PATTERN
 
 
 def test_it_has_the_routes_and_no_others() -> None:
     """Each path is a route of the app's, and each route is in it (`/cancel` alone is a 404)."""
-    rules = {rule.rule for rule in app().url_map.iter_rules() if rule.rule.startswith(PREFIX)}
+    rules = {rule.rule for rule in app().url_map.iter_rules()} - {"/static/<path:filename>"}
     named = {re.sub(r"<[^>]*>", "{sessionId}", rule) for rule in rules}
     assert named - {f"{PREFIX}/cancel"} == set(DOCUMENT["paths"])
 
@@ -83,7 +92,7 @@ def test_it_has_the_routes_and_no_others() -> None:
 
 def test_it_is_served_under_the_prefix() -> None:
     """It knows where the routes are and how long a body may be."""
-    client = app(URL_PREFIX="/ai", MAX_BODY=77).test_client()
+    client = app(URL_PREFIX="/ai", MAX_BODY=77, OPENAI_PREFIX="off").test_client()
     document = served(client, "/ai/openapi.json")
     assert document == openapi.document("/ai", max_body=77)
     assert list(document["paths"]) == ["/ai/stream", "/ai/cancel/{sessionId}", "/ai/openapi.json"]
@@ -138,7 +147,9 @@ def reasons(operation: dict[str, Any]) -> Pairs:
     found = set()
     for status, response in operation["responses"].items():
         schema = response.get("content", {}).get("application/json", {}).get("schema", {})
-        for reason in schema.get("properties", {}).get("reason", {}).get("enum", []):
+        properties = schema.get("anyOf", [schema])[0].get("properties", {})
+        in_openais_words = properties.get("error", {}).get("properties", {}).get("code", {})
+        for reason in properties.get("reason", in_openais_words).get("enum", []):
             found.add((int(status), reason))
     return found
 
@@ -148,6 +159,7 @@ def test_every_error_of_the_code_is_in_it() -> None:
     made = set(written(Path(openapi.__file__).parent))
     made |= {(kind.status, kind.code) for kind in (errors.BusUnavailable, errors.Unconfirmed)}
     told = reasons(STREAMS["post"]) | reasons(CANCELS["post"]) | reasons(ITS["get"])
+    told |= reasons(COMPLETED["post"]) | reasons(LISTED["get"])
     assert told - {(404, "not_found")} == made
 
 
@@ -273,22 +285,22 @@ REFUSALS: dict[tuple[int, str], Scene] = {
 
 
 @pytest.fixture
-def play() -> Iterator[Callable[[Scene, str], TestResponse]]:
+def play() -> Iterator[Callable[..., TestResponse]]:
     """Plays a scene on one of the routes; then everything is given back."""
     with responses.RequestsMock(assert_all_requests_are_fired=False) as provider:
         hosts = []
 
-        def played(scene: Scene, path: str) -> TestResponse:
+        def played(scene: Scene, path: str, method: str = "post") -> TestResponse:
             host, request = scene(provider)
             hosts.append(host)
-            return host.test_client().post(path, buffered=True, **request)
+            return host.test_client().open(path, method=method.upper(), buffered=True, **request)
 
         yield played
         for host in hosts:
             service_of(host).stop()
 
 
-Play = Callable[[Scene, str], TestResponse]
+Play = Callable[..., TestResponse]
 
 
 def test_there_is_a_scene_for_each_refusal() -> None:
@@ -357,7 +369,128 @@ def test_each_answer_to_a_cancel_is_as_documented(
     assert_as_documented(CANCELS["post"], response)
 
 
-PATHS = {STREAM: STREAMS, CANCEL: CANCELS, ITSELF: ITS}
+WHOLE = '{"choices": []}'
+
+
+def in_one_piece(**answer: Any) -> Scene:
+    """A good request to OpenAI's route, to which the provider answers so."""
+    return answered(**{"content_type": "application/json", **answer})
+
+
+def listed(**answer: Any) -> Scene:
+    """A provider that has such a list of models."""
+
+    def scene(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
+        provider.get(MODELS_URL, **answer)
+        return app(), {}
+
+    return scene
+
+
+def named_badly(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
+    host, request = posted()(provider)
+    return host, {**request, "headers": {"X-Stream-Id": "a b"}}
+
+
+def named_as_another(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
+    host, request = beside_another("t")(provider)
+    return host, {**request, "headers": {"X-Session-Id": "s-1", "X-Stream-Id": "t"}}
+
+
+IN_OPENAIS_WORDS: dict[tuple[int, str], Scene] = {
+    **REFUSALS,
+    (400, "bad_id"): named_badly,
+    (400, "bad_stream"): posted({**CHAT, "stream": "yes"}),
+    (409, "conflict"): named_as_another,
+    (502, "upstream_not_json"): answered(body=b"data: x\n\n"),
+    (502, "upstream_truncated"): in_one_piece(body="{"),
+    (502, "answer_too_large"): in_one_piece(body="x" * (16 * 1024 * 1024 + 1)),
+    (502, "upstream_not_stream"): answered(status=200, json={}),
+}
+
+
+def test_there_is_a_scene_for_each_refusal_in_openais_words() -> None:
+    """As for the chat's own route."""
+    others = {(405, "method_not_allowed"), (502, "upstream_idle")}
+    assert set(IN_OPENAIS_WORDS) == reasons(COMPLETED["post"]) - others
+
+
+@pytest.mark.parametrize(
+    ("refusal", "scene"), IN_OPENAIS_WORDS.items(), ids=map(str, IN_OPENAIS_WORDS)
+)
+def test_each_refusal_in_openais_words_is_as_documented(
+    play: Play, refusal: tuple[int, str], scene: Scene
+) -> None:
+    """The same status and code, in another shape; those of events where a stream is wanted."""
+    if refusal[1] in ("upstream_not_stream", "event_too_large"):
+        scene = streaming(scene)
+    response = play(scene, COMPLETIONS)
+    assert (response.status_code, response.json["error"]["code"]) == refusal  # type: ignore[index]
+    assert_as_documented(COMPLETED["post"], response)
+
+
+def streaming(scene: Scene) -> Scene:
+    """The same, with `stream: true`."""
+
+    def streamed(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
+        host, request = scene(provider)
+        return host, {**request, "data": json.dumps({**CHAT, "stream": True}).encode()}
+
+    return streamed
+
+
+@pytest.mark.parametrize(
+    ("scene", "status"),
+    [
+        (in_one_piece(body=WHOLE), 200),
+        (streaming(answered(body=b"data: [DONE]\n\n")), 200),
+        (stopped(Cause.CANCEL), 200),
+        (in_one_piece(body='{"error": "overloaded"}'), 502),
+    ],
+    ids=["whole", "events", "stopped", "the provider's own error"],
+)
+def test_an_answer_of_openais_route_is_as_documented(play: Play, scene: Scene, status: int) -> None:
+    """Of events or in one piece, or what there is in its place."""
+    response = play(scene, COMPLETIONS)
+    assert response.status_code == status
+    assert_as_documented(COMPLETED["post"], response)
+
+
+LISTS: dict[tuple[int, str | None], Scene] = {
+    (200, None): listed(json={"data": []}),
+    (400, "upstream_rejected"): listed(status=404),
+    (401, "unauthenticated"): posted(identify=lambda: None),
+    (404, "no_models"): posted(UPSTREAM_URL="https://provider.test/chat"),
+    (429, "upstream_rate_limited"): listed(status=429),
+    (502, "upstream_connect"): listed(body=requests.ConnectTimeout("x")),
+    (502, "upstream_unreachable"): listed(body=requests.ConnectionError("x")),
+    (502, "upstream_error"): listed(status=500),
+    (502, "upstream_auth"): listed(status=401),
+    (502, "upstream_not_json"): listed(body="<h1>"),
+    (504, "upstream_timeout"): listed(body=requests.ReadTimeout("x")),
+}
+
+
+def test_there_is_a_scene_for_each_list() -> None:
+    """Every answer in the document is brought about below, but for one of test_openai's."""
+    others = {(405, "method_not_allowed"), (503, "busy")}
+    assert {answer for answer in LISTS if answer[1]} == reasons(LISTED["get"]) - others
+
+
+@pytest.mark.parametrize("method", ["get", "head"])
+@pytest.mark.parametrize(("answer", "scene"), LISTS.items(), ids=map(str, LISTS))
+def test_each_list_is_as_documented(
+    play: Play, answer: tuple[int, str | None], scene: Scene, method: str
+) -> None:
+    """Also without a body."""
+    response = play(scene, MODELS, method)
+    assert response.status_code == answer[0]
+    if method == "get" and answer[1]:
+        assert response.json["error"]["code"] == answer[1]  # type: ignore[index]
+    assert_as_documented(LISTED[method], response)
+
+
+PATHS = {STREAM: STREAMS, CANCEL: CANCELS, ITSELF: ITS, COMPLETIONS: COMPLETED, MODELS: LISTED}
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"]
 
 

@@ -1058,7 +1058,7 @@ def test_start_response_is_called_once_before_the_first_bytes(
 
 
 def test_a_response_that_the_app_replaces_gives_its_slot_back(
-    chat: MakeChat, provider: responses.RequestsMock
+    chat: MakeChat, provider: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An after_request of the app's that raises, or answers otherwise, leaves no stream behind."""
     app = flask.Flask("host")
@@ -1069,7 +1069,8 @@ def test_a_response_that_the_app_replaces_gives_its_slot_back(
         return replaces[0](response)
 
     c = chat(app)
-    app.logger.disabled = True  # pytest keeps the records, their tracebacks, and so the response
+    # pytest keeps the records, their tracebacks, and so the response.
+    monkeypatch.setattr(app.logger, "disabled", True)
     assert c.post().status_code == 500
     gc.collect()
     assert len(c.service.registry) == 0

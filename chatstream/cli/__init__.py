@@ -182,7 +182,7 @@ def _service_of(app: Flask) -> Service:
 
 
 def _check_id(session_id: str | None) -> None:
-    from chatstream.views import ID
+    from chatstream.reading import ID
 
     if session_id is not None and not ID.fullmatch(session_id):
         raise click.UsageError("--session takes 1-128 of A-Za-z0-9._:-")

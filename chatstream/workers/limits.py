@@ -72,7 +72,7 @@ class Limits:
             kept=max(each.keepalive_timeout for each in every),
             request=max(each.request_timeout for each in every),
             body=max(each.max_body for each in every),
-            _ours=_pattern(each.url_prefix for each in every),
+            _ours=_pattern(every),
         )
 
     def ours(self, arrival: Arrival) -> bool:
@@ -106,9 +106,15 @@ class Limits:
         return min(due, whole) if new else whole
 
 
-def _pattern(prefixes: Iterable[str]) -> re.Pattern[bytes]:
-    prefix = b"|".join(re.escape(prefix.encode()) for prefix in prefixes)
-    return re.compile(rb".*(?:%b)/(?:stream|cancel(?:/.*)?)" % prefix, re.DOTALL)
+def _pattern(every: Iterable[Settings]) -> re.Pattern[bytes]:
+    """The paths of our routes that take a body."""
+    paths = []
+    for each in every:
+        paths.append(re.escape(each.url_prefix.encode()) + rb"/(?:stream|cancel(?:/.*)?)")
+        if each.openai_prefix is not None:
+            at = each.openai_prefix.rstrip("/")
+            paths.append(re.escape(f"{at}/chat/completions".encode()))
+    return re.compile(rb".*(?:%b)" % b"|".join(paths), re.DOTALL)
 
 
 def check_gunicorn() -> None:

@@ -115,6 +115,20 @@ def test_every_service_has_its_prefix(services: list[Service]) -> None:
     assert not limits.ours(asked(b"/api/chat/stream"))
 
 
+@pytest.mark.parametrize(("prefix", "at"), [("/v1", b"/v1"), ("/", b"")])
+def test_openais_chat_is_ours_where_it_is(services: list[Service], prefix: str, at: bytes) -> None:
+    """It takes a body as the chat's own route does; without a prefix it is a host's."""
+    services.append(Service())
+    assert not Limits.load().ours(asked(at + b"/chat/completions"))
+    services[:] = [Service(openai_prefix=prefix)]
+    limits = Limits.load()
+    assert limits.ours(asked(at + b"/chat/completions?a=b"))
+    assert limits.ours(asked(b"/mounted" + at + b"/chat/completions"))
+    assert limits.ours(asked(b"/api/chat/stream"))
+    assert not limits.ours(asked(at + b"/chat/completions/x"))
+    assert not limits.ours(asked(at + b"/models"))
+
+
 def test_our_requests_have_a_deadline_others_have_to_go_on(services: list[Service]) -> None:
     """Ours count from their first byte, others from their last."""
     services.append(Service(request_timeout=10))

@@ -1,0 +1,153 @@
+"""The forms that OpenAI's clients know an answer in: chunks, and one piece of JSON.
+
+What is different is the form; how it is called, moved and stopped is as with any stream. A stop is
+said in both: to these clients an answer without a finish_reason is broken, and an error is a reason
+to ask again.
+"""
+
+from __future__ import annotations
+
+import json
+from time import time
+from typing import Any
+
+from chatstream.errors import StreamError, UpstreamError
+from chatstream.stream import ProviderEvent, Stream, not_whole
+
+MAX_ANSWER = 16 * 1024 * 1024
+"""Longest answer, in bytes: all of it is gathered before any of it goes on."""
+
+_DONE = b"data: [DONE]\n\n"
+_SPACE = b" \t\r\n"
+"""JSON's (RFC 8259, section 2)."""
+
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_PARAMS = {"bad_messages": "messages", "bad_stream": "stream"}
+
+
+CANCELLED = "cancelled"
+"""The finish_reason of an answer that a cancel stopped, or the session's next question."""
+
+
+class ChunkStream(Stream):
+    """One provider call that is answered in events, OpenAI's chunks."""
+
+    def __init__(
+        self, session_id: str, stream_id: str, owner: str = "", *, model: str = ""
+    ) -> None:
+        """
+        Args:
+            session_id: See `Stream`.
+            stream_id: See `Stream`.
+            owner: See `Stream`.
+            model: Who was to answer, for the last chunk of a stopped stream.
+        """
+        super().__init__(session_id, stream_id, owner)
+        self._model = model
+
+    def last_words(self) -> bytes:
+        """An error event; for a stop the chunk that says so, and OpenAI's last event.
+
+        That event alone where the provider has said why there is no more.
+        """
+        if self.error is not None or self.cause is None:
+            return super().last_words()
+        if self._finish_reason:
+            return _DONE
+        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": CANCELLED}
+        chunk = _completion(self, "chat.completion.chunk", self._model, choice)
+        return b"data: %b\n\n%b" % (json.dumps(chunk).encode(), _DONE)
+
+
+class WholeStream(Stream):
+    """One provider call that is answered in one piece.
+
+    The provider's bytes are gathered, and handed out when they are whole. Until then newlines are
+    the sign of life, on both sides: JSON allows them before it begins.
+    """
+
+    media_type = "application/json"
+    ping = b"\n"
+
+    def __init__(
+        self, session_id: str, stream_id: str, owner: str = "", *, model: str = ""
+    ) -> None:
+        """
+        Args:
+            session_id: See `Stream`.
+            stream_id: See `Stream`.
+            owner: See `Stream`.
+            model: Who was to answer, for the answer that a stopped stream gives.
+        """
+        super().__init__(session_id, stream_id, owner)
+        self._model = model
+        self._gathered = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """Keeps `data`. Returns b"": nothing is whole before the end. May end the stream."""
+        self._gathered += data if self._gathered else data.lstrip(_SPACE)
+        if len(self._gathered) > MAX_ANSWER:
+            self._gathered.clear()
+            self.fail(
+                UpstreamError(
+                    f"The provider's answer is longer than {MAX_ANSWER} bytes.",
+                    code="answer_too_large",
+                )
+            )
+        return b""
+
+    def eof(self) -> bytes:
+        """The provider's body has ended. Returns it, if it is a whole answer."""
+        answer = bytes(self._gathered)
+        value = _parsed(answer)
+        if not isinstance(value, dict):
+            self.fail(not_whole())
+        elif value.get("error"):
+            self.fail(ProviderEvent("The provider reported an error."))
+        elif self.complete():
+            self._gathered.clear()
+            self._events, self._bytes = 1, len(answer)
+            return answer
+        return b""
+
+    def last_words(self) -> bytes:
+        """The whole answer of a stream that has none of the provider's: always JSON.
+
+        An error, the provider's own or ours; for a stop an answer in which nothing is said.
+        """
+        error = self.error
+        if isinstance(error, ProviderEvent):
+            return bytes(self._gathered)
+        if error is not None:
+            return json.dumps(error_object(error)).encode()
+        if self.cause is None:
+            return b""
+        message = {"role": "assistant", "content": ""}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": CANCELLED}
+        return json.dumps(_completion(self, "chat.completion", self._model, choice)).encode()
+
+
+def error_object(error: StreamError) -> dict[str, Any]:
+    """An error as OpenAI's API puts it."""
+    kind = _TYPES.get(error.status, error.type if error.status >= 500 else "invalid_request_error")
+    told = {"message": error.message, "type": kind, "param": _PARAMS.get(error.code)}
+    return {"error": {**told, "code": error.code}}
+
+
+def _completion(stream: Stream, kind: str, model: str, choice: dict[str, Any]) -> dict[str, Any]:
+    """An answer of ours."""
+    return {
+        "id": f"chatcmpl-{stream.stream_id}",
+        "object": kind,
+        "created": int(time()),
+        "model": model,
+        "choices": [choice],
+        "usage": None,  # nobody knows, and zero would be a fact
+    }
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None

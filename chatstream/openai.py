@@ -1,0 +1,137 @@
+"""OpenAI's routes: what its clients ask for, when their `base_url` is ours.
+
+The streams are those of the chat's own routes; what is different is where the names are given (in
+headers: the body is the provider's), the words of a refusal, and that an answer may be wanted in
+one piece.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flask import Response, request
+from flask.blueprints import BlueprintSetupState
+
+from chatstream.answering import add_routes, other_method, refusal, streamed
+from chatstream.completions import ChunkStream, WholeStream, error_object
+from chatstream.errors import Busy, Refused, StreamError
+from chatstream.reading import check_messages, encoded, json_body, named, owner, service
+from chatstream.stream import Stream
+
+ASKING = 2
+"""Lists of models that may be awaited at once: each holds a thread that a cancel may need."""
+
+_IN_VAIN = {
+    "deadline",
+    "upstream_auth",
+    "upstream_not_stream",
+    "upstream_not_json",
+    "event_too_large",
+    "answer_too_large",
+}
+"""Faults that the next call would meet too, or that cost as much: OpenAI's clients repeat a 5xx."""
+
+_askers = threading.BoundedSemaphore(ASKING)
+
+log = logging.getLogger("chatstream")
+
+
+def routes(prefix: str) -> Callable[[BlueprintSetupState], None]:
+    """What enters the routes under `prefix`, which is from the app's root on."""
+    at = prefix.rstrip("/")
+
+    def add(state: BlueprintSetupState) -> None:
+        chat = (f"{at}/chat/completions", "openai_chat", completions)
+        add_routes(state, (chat, (f"{at}/models", "openai_models", models)))
+
+    return add
+
+
+def completions() -> Any:
+    """POST /chat/completions: opens a stream, of events or of one piece."""
+    if request.method != "POST":
+        return other_method(refuse=refuse)
+    name = owner(refuse)
+    if not isinstance(name, str):
+        return name
+    try:
+        body = json_body(service().settings.max_body)
+        session_id = named(request.headers.get("X-Session-Id"), "X-Session-Id")
+        stream_id = named(request.headers.get("X-Stream-Id"), "X-Stream-Id")
+        whole, form = _form(body)
+        source = service().open(
+            encoded(body),
+            session_id=session_id,
+            stream_id=stream_id,
+            owner=name,
+            environ=request.environ,
+            form=form,
+        )
+    except StreamError as error:
+        return refuse(error)
+    return streamed(source, partial(_refuse_whole, source.stream) if whole else refuse)
+
+
+def models() -> Any:
+    """GET /models: the provider's list, as it is."""
+    if request.method not in ("GET", "HEAD"):
+        return other_method("GET, HEAD, OPTIONS", refuse)
+    name = owner(refuse)
+    if not isinstance(name, str):
+        return name
+    try:
+        body = _models()
+    except StreamError as error:
+        if error.status >= 500:
+            detail = f' detail="{error.detail}"' if error.detail else ""
+            log.warning("The list of models failed: %s%s", error.code, detail)
+        return refuse(error)
+    headers = {"Cache-Control": "no-store"}
+    return Response(body, 200, content_type="application/json", headers=headers)
+
+
+def refuse(error: StreamError) -> Response:
+    """A refusal, in OpenAI's words."""
+    response = refusal(error_object(error), error)
+    if error.code in _IN_VAIN:
+        response.headers["X-Should-Retry"] = "false"
+    return response
+
+
+def _refuse_whole(stream: Stream, error: StreamError) -> Response:
+    """The refusal that is the whole answer, in the words that it would have had later, too."""
+    response = refuse(error)
+    response.set_data(stream.last_words())
+    return response
+
+
+def _form(body: dict[str, Any]) -> tuple[bool, Callable[[str, str, str], Stream]]:
+    """Checks the body, and adds a model where it names none.
+
+    Returns:
+        Whether an answer in one piece is asked for, and what makes the stream.
+    """
+    check_messages(body)
+    wanted = body.get("stream")
+    if not (wanted is None or isinstance(wanted, bool)):
+        raise Refused("stream must be true or false.", code="bad_stream")
+    if body.get("model") is None:
+        body["model"] = service().settings.model
+    model = body["model"] if isinstance(body["model"], str) else ""
+    return not wanted, partial(ChunkStream if wanted else WholeStream, model=model)
+
+
+def _models() -> bytes:
+    # Here, after the fork: see `Service.start`.
+    from chatstream import fetch
+
+    if not _askers.acquire(blocking=False):
+        raise Busy("The list of models is being asked for already. Please try again.")
+    try:
+        return fetch.models(service().settings)
+    finally:
+        _askers.release()

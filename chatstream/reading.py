@@ -1,0 +1,153 @@
+"""What a request of ours says: whose it is, its names, its JSON. Of the request that Flask has.
+
+What it cannot be is raised as `Refused`; each route says that in its own words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from flask import Response, current_app, request
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from chatstream.errors import Refused, StreamError
+
+if TYPE_CHECKING:
+    from chatstream.extension import Service
+
+ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""A session's or a stream's name."""
+
+
+def service() -> Service:
+    """The app's."""
+    found: Service = current_app.extensions["chatstream"]
+    return found
+
+
+def owner(refuse: Callable[[StreamError], Response]) -> Any:
+    """The caller's name, a str; else the response to give instead.
+
+    Args:
+        refuse: Puts it into the route's words that the caller has none.
+
+    Raises:
+        TypeError: `identify` returned something else than it may.
+    """
+    identify = service().identify
+    if identify is None:
+        return ""
+    name = identify()
+    if name is None:
+        return refuse(Refused("Who are you? Please log in.", code="unauthenticated", status=401))
+    if _is_response(name):
+        return name
+    if isinstance(name, (str, int)) and not isinstance(name, bool):
+        return str(name)  # a plain one, also of a LocalProxy
+    raise TypeError(
+        f"identify must return a str, an int, a response or None, not {type(name).__name__}"
+    )
+
+
+def _is_response(value: object) -> bool:
+    return isinstance(value, (Response, tuple)) or hasattr(value, "get_wsgi_response")
+
+
+def argument(name: str) -> str | None:
+    """The query string's. Not werkzeug's `args`: bytes that are no UTF-8 would be a 500."""
+    query = parse_qs(request.query_string.decode("latin-1"), keep_blank_values=True)
+    return query.get(name, [None])[0]
+
+
+def named(value: Any, place: str) -> str | None:
+    """The name that a request gives at `place`, or None.
+
+    Raises:
+        Refused: It has not the form of one.
+    """
+    if value is not None and not (isinstance(value, str) and ID.fullmatch(value)):
+        raise Refused(f"{place} must be 1 to 128 of A-Z a-z 0-9 . _ : -", code="bad_id")
+    return value
+
+
+def json_body(limit: int) -> dict[str, Any]:
+    """The request's body, an object of at most `limit` bytes.
+
+    Raises:
+        Refused: It is something else, too long, or broke off.
+    """
+    if request.mimetype != "application/json":
+        raise Refused(
+            "Send JSON, with Content-Type: application/json.",
+            code="unsupported_media_type",
+            status=415,
+        )
+    try:
+        body = _DECODER.decode(_bytes_body(limit).decode())
+    except (ValueError, RecursionError):
+        raise Refused("The body is not JSON (RFC 8259, in UTF-8).", code="bad_json") from None
+    if not isinstance(body, dict):
+        raise Refused("The body must be a JSON object.", code="bad_json")
+    return body
+
+
+def check_messages(body: dict[str, Any]) -> None:
+    """Raises Refused unless there is something to answer."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refused("messages must be a non-empty list.", code="bad_messages")
+    if not all(isinstance(item, dict) and isinstance(item.get("role"), str) for item in messages):
+        raise Refused("Each of messages must be an object with a role.", code="bad_messages")
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    """`body` for the provider. Raises Refused if JSON cannot carry it."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # 1e999, half a surrogate pair
+        raise Refused("The body holds what JSON cannot carry.", code="bad_json") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # `json.loads` would make one each time
+
+
+def _bytes_body(limit: int) -> bytes:
+    announced = request.content_length or 0
+    if announced > limit:
+        raise _too_large(limit)
+    try:
+        # What a hook of the app's has read already, werkzeug has kept.
+        data = _read(limit + 1) or request.get_data()
+    except RequestEntityTooLarge:  # the app's own MAX_CONTENT_LENGTH
+        raise _too_large(limit) from None
+    except Exception:  # werkzeug's, the socket's, and each server's own for chunks that are none
+        raise _broken_off() from None
+    if len(data) > limit:
+        raise _too_large(limit)
+    if len(data) < announced:
+        raise _broken_off()
+    return data
+
+
+def _read(most: int) -> bytes:
+    """The body, up to `most` bytes. A single `read` may return less, and more may follow."""
+    data = bytearray()
+    while len(data) < most and (piece := request.stream.read(most - len(data))):
+        data += piece
+    return bytes(data)
+
+
+def _broken_off() -> Refused:
+    return Refused("The body broke off.", code="bad_json")
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(f"The body is longer than {limit} bytes.", code="too_large", status=413)
