@@ -7,9 +7,7 @@ import sys
 from flask import Flask
 
 from chatstream import ChatStream, ConfigError
-
-STANDALONE = {"CHATSTREAM_PAGE": "/", "CHATSTREAM_OPENAI_PREFIX": "/v1"}
-"""What is on here, unless the environment says otherwise."""
+from chatstream.config import STANDALONE
 
 
 def create_app() -> Flask:

@@ -16,6 +16,12 @@ from chatstream.errors import ConfigError
 
 PREFIX = "CHATSTREAM_"
 
+STANDALONE = {"CHATSTREAM_PAGE": "/", "CHATSTREAM_OPENAI_PREFIX": "/v1"}
+"""What is on in the standalone service, unless the environment says otherwise."""
+
+_OF_THE_SERVER = {"CHATSTREAM_BIND", "CHATSTREAM_WORKER_CLASS", "CHATSTREAM_THREADS"}
+"""Keys that only gunicorn.conf.py reads."""
+
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
@@ -253,16 +259,35 @@ class Settings:
         Raises:
             ConfigError: A value is wrong; the message says which key and what it takes.
         """
-        values = {}
+        settings, faults = cls.survey(config, environ)
+        if faults:
+            raise ConfigError(faults[0]) from None
+        return settings
+
+    @classmethod
+    def survey(
+        cls, config: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> tuple[Settings, list[str]]:
+        """As `load`, but a wrong value counts as none, and every one has its sentence."""
+        values, faults = {}, []
         for setting in fields(cls):
             key = PREFIX + setting.name.upper()
             value = config.get(key, environ.get(key))
             if key == "CHATSTREAM_API_KEY" and not value:
                 key = "DEEPSEEK_API_KEY"
                 value = config.get(key, environ.get(key))
-            if value is not None:
-                values[setting.name] = _checked(key, value, setting.metadata["check"], setting.repr)
-        return cls(**values)
+            try:
+                if value is not None:
+                    check = setting.metadata["check"]
+                    values[setting.name] = _checked(key, value, check, setting.repr)
+            except ConfigError as error:
+                faults.append(str(error))
+        return cls(**values), faults
+
+
+def known_keys() -> set[str]:
+    """Every key that means something, those of gunicorn.conf.py among them."""
+    return {PREFIX + setting.name.upper() for setting in fields(Settings)} | _OF_THE_SERVER
 
 
 def _checked(key: str, value: Any, check: Callable[[Any], Any], showable: bool) -> Any:

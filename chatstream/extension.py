@@ -10,14 +10,15 @@ import socket
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
 from chatstream import bus, cli, native, server, slots, views
-from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request, digest
+from chatstream.bus.base import Action, Answer, Bus, Claim, Listing, Live, Name, Request, digest
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
 from chatstream.errors import (
@@ -49,9 +50,6 @@ A quarter of the send timeout, where that is less: so much late it is noticed th
 
 LOOKS = 100
 """Clients that are looked at in one turn of the loop: about a millisecond."""
-
-GRACE = 3.0
-"""Seconds of gunicorn's `graceful_timeout` that are for the clients to take their last bytes."""
 
 Identify = Callable[[], Any]
 """Names the caller of the present request: a str or an int. A response is sent as it is; None is
@@ -101,6 +99,7 @@ class Service:
     Threads and connections start with the first stream, so after a server's fork.
 
     Attributes:
+        name: The app's on the bus.
         settings: The app's settings.
         registry: Its live streams.
         identify: See `Identify`.
@@ -115,7 +114,7 @@ class Service:
             identify: See `Identify`.
             name: The app's on the bus: the same in every process, and no other app's.
         """
-        self._name = name
+        self.name = name
         self.settings = settings
         self.identify = identify
         self.registry = Registry(
@@ -177,7 +176,7 @@ class Service:
             if self._joined == os.getpid():
                 return
             self._stopped = False
-            joined = bus.create(self.settings, self._receive, self._loop, self._name)
+            joined = bus.create(self.settings, self._receive, self._loop, self.name, self._lives)
             joined.start()
             self._bus, self._joined = joined, os.getpid()
             atexit.register(self._leave)
@@ -340,6 +339,22 @@ class Service:
             log.warning("[bus] %s: %s", self._bus.name, error)
             raise BusUnavailable from error
 
+    def sessions(self, owner: str | None = None) -> Listing:
+        """What lives in all workers of the app. Waits `PATIENCE` seconds for one that hangs.
+
+        Args:
+            owner: Whose streams; None for everybody's.
+
+        Raises:
+            BusUnavailable: Which workers there are cannot be found out.
+        """
+        self._join()
+        try:
+            return self._bus.list(owner)
+        except OSError as error:
+            log.warning("[bus] %s: %s", self._bus.name, error)
+            raise BusUnavailable from error
+
     def _enter(self, stream: Stream) -> None:
         """Has the stream found under its names, here and elsewhere; an older one makes way."""
         superseded = self.registry.add(stream)
@@ -372,6 +387,15 @@ class Service:
         cause = Cause.CANCEL if request.action is Action.CANCEL else Cause.SUPERSEDED
         return Answer.STOPPED if stream.abort(cause) else Answer.ABSENT
 
+    def _lives(self, owner: str | None, after: int) -> Iterator[Live]:
+        """What the bus says of this process; see `Lives`."""
+        now = monotonic()
+        for stream in self.registry.live():  # in the order of their numbers
+            if stream.number > after and owner in (None, stream.owner):
+                seconds = now - stream.started
+                name = _claim_of(stream).name
+                yield Live(name, stream.number, stream.phase.value, seconds, stream.events)
+
     def _end_streams(self) -> None:
         self._drained = True  # before the list is made: a stream that is not in it sees this
         for stream in self.registry.live():
@@ -383,7 +407,7 @@ class Service:
         if worker is None:
             return self.settings.drain
         graceful: int = worker.cfg.graceful_timeout
-        return max(0.0, min(self.settings.drain, graceful - GRACE))
+        return max(0.0, min(self.settings.drain, graceful - server.GRACE))
 
     def _begin_looking(self) -> None:
         if self._looking == os.getpid():
@@ -482,14 +506,14 @@ def _slots(settings: Settings) -> Slots:
     """The stream slots of this process, in which nothing runs before a server's fork."""
     worker, wanted = server.gunicorn_worker(), settings.max_streams
     if worker is None:
-        known = UNKNOWN
-    elif native.patched():
-        known = slots.of_connections(worker.cfg.worker_connections)
-    else:
-        known = slots.of_threads(worker.cfg.threads)
-        if _detaches(settings):
-            return slots.detached(worker.cfg.worker_connections, known, wanted)
-    return Slots(wanted or known, wanted or known)
+        return Slots(wanted or UNKNOWN, wanted or UNKNOWN)
+    return slots.of_server(
+        worker.cfg.threads,
+        worker.cfg.worker_connections,
+        greenlets=native.patched(),
+        detaches=_detaches(settings),
+        wanted=wanted,
+    )
 
 
 def _detaches(settings: Settings) -> bool:

@@ -18,6 +18,9 @@ from typing import Any, Protocol
 
 from chatstream import native
 
+GRACE = 3.0
+"""Seconds of gunicorn's `graceful_timeout` that are for the clients to take their last bytes."""
+
 _AT_ONCE = {
     signal.SIGTERM: False,
     signal.SIGQUIT: True,

@@ -53,16 +53,45 @@ def limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def detached(connections: int, walked: int, wanted: int | None = None) -> Slots:
+def detached(
+    connections: int, walked: int, wanted: int | None = None, descriptors: int | None = None
+) -> Slots:
     """Where the loop moves the streams, but for those that it cannot.
 
     Args:
         connections: That the worker takes.
         walked: How many may keep a thread.
         wanted: What was asked for.
+        descriptors: That a process may have; None for what this one may.
     """
-    slots = wanted or min(MOST, of_descriptors(limit()), of_connections(connections))
+    enough = of_descriptors(descriptors or limit())
+    slots = wanted or min(MOST, enough, of_connections(connections))
     return Slots(slots, min(slots, walked))
+
+
+def of_server(
+    threads: int,
+    connections: int,
+    *,
+    greenlets: bool,
+    detaches: bool,
+    wanted: int | None = None,
+    descriptors: int | None = None,
+) -> Slots:
+    """Those of a gunicorn worker.
+
+    Args:
+        threads: Of a gthread worker.
+        connections: `worker_connections`.
+        greenlets: Whether it is one of gevent's.
+        detaches: Whether the loop moves the streams.
+        wanted: What was asked for.
+        descriptors: That a process may have; None for what this one may.
+    """
+    known = of_connections(connections) if greenlets else of_threads(threads)
+    if detaches and not greenlets:
+        return detached(connections, known, wanted, descriptors)
+    return Slots(wanted or known, wanted or known)
 
 
 def too_many(wanted: int) -> str:

@@ -157,6 +157,11 @@ class Stream:
         state = self.phase.value if verdict is None else getattr(verdict, "name", "failed")
         return f"<Stream {self.session_id}/{self.stream_id} {state}>"
 
+    @property
+    def events(self) -> int:
+        """Whole events handed to the server so far. To be looked at from any thread."""
+        return self._events
+
     # How it ends
 
     @property

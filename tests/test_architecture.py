@@ -44,9 +44,13 @@ FLOORS = [
     {"registry", "completions", "body", "connections", "bus.seat", "detached"},
     {"bus.unix", "iterable", "upstream"},
     {"bus", "fetch", "reading", "answering"},
-    {"openai", "page", "cli"},
-    {"views"},
+    {"openai", "page", "cli.answer", "cli.interrupt", "cli.terminal", "cli.doctor.check"},
+    {"views", "cli.chat", "cli.sessions"},
+    {"cli.doctor.settings", "cli.doctor.provider", "cli.doctor.server", "cli.doctor.bus"},
+    {"cli.doctor"},
+    {"cli"},
     {"extension"},
+    {"__main__"},
     {"workers.arrival"},
     {"workers.limits", "workers.exchange"},
     {"workers", "workers.gthread", "workers.gevent"},
@@ -59,15 +63,16 @@ FLOORS = [
 """From the ground up. A module imports from floors below its own only."""
 
 ROOMS = {
-    "flask": {"extension", "views", "openai", "reading", "answering", "cli", "page"},
+    "flask": {"extension", "views", "openai", "reading", "answering", "cli", "page", "__main__"},
     "werkzeug": {"extension", "views", "openai", "reading", "answering", "cli", "testing.live"},
     "click": {"cli"},
     "pytest": {"testing"},
-    "requests": {"upstream", "connections", "faults", "fetch"},
+    "rich": {"cli.terminal"},
+    "requests": {"upstream", "connections", "faults", "fetch", "cli.doctor.provider"},
     "urllib3": {"upstream", "connections", "body", "faults"},
     "redis": {"bus.redis"},
     "gevent": {"native", "workers.gevent"},
-    "gunicorn": {"workers.exchange", "workers.gthread", "workers.gevent"},
+    "gunicorn": {"workers.exchange", "workers.gthread", "workers.gevent", "cli.doctor.server"},
 }
 """Who may import which foreign library."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chatstream.config import Settings
+from chatstream.config import Settings, known_keys
 from chatstream.errors import ConfigError
 
 DEFAULTS = {
@@ -335,3 +337,27 @@ def test_settings_cannot_be_changed() -> None:
     """Settings are read once; a later write would be a silent no-op, so it raises."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings.load({}, {}).model = "x"  # type: ignore[misc]
+
+
+def test_a_survey_has_a_sentence_for_each_fault() -> None:
+    """And the settings as if these were not there; what `load` raises is the first."""
+    config = {"CHATSTREAM_PING_INTERVAL": "7"}
+    environ = {"CHATSTREAM_DRAIN": "x", "CHATSTREAM_PAGE": "no path", "CHATSTREAM_MAX_BODY": "9"}
+    settings, faults = Settings.survey(config, environ)
+    assert (settings.ping_interval, settings.max_body, settings.drain) == (7.0, 9, 25.0)
+    assert [fault.split()[0] for fault in faults] == ["CHATSTREAM_PAGE", "CHATSTREAM_DRAIN"]
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(config, environ)
+    assert str(caught.value) == faults[0]
+
+
+def test_a_survey_without_a_fault_is_what_is_loaded() -> None:
+    environ = {"DEEPSEEK_API_KEY": "sk-1", "CHATSTREAM_MODEL": "m"}
+    assert Settings.survey({}, environ) == (Settings.load({}, environ), [])
+
+
+def test_the_known_keys_are_those_of_the_readme() -> None:
+    """Each has its row, and no row is of another."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    rows = set(re.findall(r"^\| `(CHATSTREAM_[A-Z_]+)` \|", text, re.MULTILINE))
+    assert known_keys() == rows

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,7 @@ from chatstream import (
     slots,
 )
 from chatstream.body import MockedBody
-from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
+from chatstream.bus.base import Action, Answer, Bus, Claim, Enquiry, Name, Page, Request, Worker
 from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
@@ -96,7 +96,8 @@ class OtherWorkers(Bus):
     name = "fake"
 
     def __init__(self, service: Service) -> None:
-        super().__init__(service._receive)
+        super().__init__(service._receive, service._lives)
+        self.workers: list[Worker] | Exception = []
         self.answer: bool | Exception = False  # to a cancel of what is not here
         self.asked: list[Request] = []
         self.early: bool | BaseException = False  # to a claim
@@ -125,6 +126,17 @@ class OtherWorkers(Bus):
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+    def _here(self) -> Worker:
+        return Worker("here", os.getpid(), "host")
+
+    def _others(self) -> list[Worker]:
+        if isinstance(self.workers, Exception):
+            raise self.workers
+        return self.workers
+
+    def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
+        return dict.fromkeys(enquiries)
 
     def close(self) -> None:
         self.closed += 1
@@ -712,7 +724,7 @@ def test_two_apps_of_a_process_have_two_names() -> None:
         app = flask.Flask(import_name)
         app.config["CHATSTREAM_URL_PREFIX"] = prefix
         ChatStream(app)
-        names.append(app.extensions["chatstream"]._name)
+        names.append(app.extensions["chatstream"].name)
     assert len(set(names)) == 4
     assert names[0][:8] == names[1][:8]
     assert len({name[:8] for name in names}) == 3
@@ -725,7 +737,7 @@ from chatstream import ChatStream
 for import_name in ("a", "b", "a"):
     app = flask.Flask(import_name)
     ChatStream(app)
-    print(app.extensions["chatstream"]._name)
+    print(app.extensions["chatstream"].name)
 """
 
 
@@ -993,6 +1005,50 @@ def test_without_room_for_a_bus_there_is_none_for_a_stream(
     assert us.abort("s-1") is False
     assert len(starts) == 3
     assert us._bus is starts[-1]
+
+
+@pytest.mark.usefixtures("provider")
+def test_sessions_are_what_lives_here_and_elsewhere(service: MakeService) -> None:
+    """Of all owners or of one; what has ended is not among them. Others may be silent."""
+    us = service(max_streams=4)
+    bus = others(us)
+    bus.workers = [Worker("there", 1, "host")]
+    one = us.open(PAYLOAD, session_id="s-1", stream_id="t-1", owner="me")
+    two = us.open(PAYLOAD, session_id="s-2", stream_id="t-2", owner="you")
+    three = us.open(PAYLOAD, session_id="s-3", stream_id="t-3", owner="me")
+    walked(three)
+    here, there = us.sessions().workers
+    assert [live.name for live in here.streams] == [("me", "s-1", "t-1"), ("you", "s-2", "t-2")]
+    assert [live.number for live in here.streams] == [1, 2]
+    assert (there.worker.id, there.answered) == ("there", False)
+    assert [live.name.session_id for live in us.sessions("you").workers[0].streams] == ["s-2"]
+    assert [live.number for live in us._lives(None, 1)] == [2]
+    for stream in (one, two):
+        stream.close()
+
+
+def test_a_listing_shows_how_far_a_stream_is(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """Its events so far, and its phase."""
+    provider.replace(responses.POST, URL, body=EVENT, content_type="text/event-stream")
+    us = service(max_streams=4)
+    others(us)
+    stream = us.open(PAYLOAD)
+    assert next(stream) == EVENT
+    (live,) = us.sessions().workers[0].streams
+    assert (live.phase, live.events) == ("sending", 1)
+    assert live.seconds >= 0
+    stream.close()
+
+
+@pytest.mark.parametrize("error", [BusUnavailable(), OSError("broken")])
+def test_sessions_that_cannot_be_found_out(service: MakeService, error: Exception) -> None:
+    """It says so, and does not pass what is here for all there is."""
+    us = service(max_streams=4)
+    others(us).workers = error
+    with pytest.raises(BusUnavailable):
+        us.sessions()
 
 
 FORKED = """
@@ -1586,7 +1642,7 @@ class Gunicorn:
     def __init__(self, graceful_timeout: int) -> None:
         self.cfg = self
         self.graceful_timeout = graceful_timeout
-        self.threads = 16
+        self.threads, self.worker_connections = 16, 1000
 
 
 @pytest.mark.parametrize(("graceful", "time"), [(30, 25.0), (20, 17.0), (2, 0.0)])

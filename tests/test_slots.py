@@ -83,3 +83,32 @@ def test_enough_is_not_spoken_of(monkeypatch: pytest.MonkeyPatch, wanted: int) -
     """Nothing to say where there are enough, and where nothing was asked for."""
     monkeypatch.setattr(slots, "limit", lambda: 1024)
     assert slots.too_many(wanted) == ""
+
+
+@pytest.mark.parametrize(
+    ("greenlets", "detaches", "wanted", "found"),
+    [
+        (False, True, None, Slots(768, 12)),
+        (False, False, None, Slots(12, 12)),
+        (True, True, None, Slots(968, 968)),
+        (True, False, None, Slots(968, 968)),
+        (False, True, 8, Slots(8, 8)),
+        (False, False, 40, Slots(40, 40)),
+        (True, True, 40, Slots(40, 40)),
+    ],
+)
+def test_the_slots_of_a_server(
+    greenlets: bool, detaches: bool, wanted: int | None, found: Slots
+) -> None:
+    """Sixteen threads, a thousand connections, 4,096 descriptors: by worker, and what was asked."""
+    assert found == slots.of_server(
+        16, 1000, greenlets=greenlets, detaches=detaches, wanted=wanted, descriptors=4096
+    )
+
+
+def test_the_descriptors_of_a_server_are_this_processs_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless it is said that they are another's."""
+    monkeypatch.setattr(slots, "limit", lambda: 1024)
+    assert slots.of_server(16, 1000, greenlets=False, detaches=True).all == 153

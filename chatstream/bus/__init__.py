@@ -6,13 +6,20 @@ interface, `chatstream.bus.base.Bus`, and pass one suite of tests.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
-from chatstream.bus.base import Bus, Receive
-from chatstream.bus.directory import check_base, default_base, gunicorn_service, service_directory
+from chatstream.bus.base import Bus, Lives, Receive
+from chatstream.bus.directory import (
+    check_base,
+    default_base,
+    gunicorn_service,
+    living,
+    service_directory,
+)
 from chatstream.bus.local import LocalBus
-from chatstream.bus.unix import UnixBus
+from chatstream.bus.unix import UnixBus, UnixVisitor
 from chatstream.config import Settings
 from chatstream.errors import ConfigError
 from chatstream.loop import Loop
@@ -41,7 +48,9 @@ def check(settings: Settings) -> None:
         check_redis(bus)
 
 
-def create(settings: Settings, receive: Receive, loop: Loop, app: str = "0") -> Bus:
+def create(
+    settings: Settings, receive: Receive, loop: Loop, app: str = "0", lives: Lives | None = None
+) -> Bus:
     """The bus of the settings, for this process. Under gunicorn `unix` is the default.
 
     Args:
@@ -49,12 +58,14 @@ def create(settings: Settings, receive: Receive, loop: Loop, app: str = "0") -> 
         receive: See `Bus`.
         loop: The process's, for a bus that is read in it.
         app: Which app of the process; the same in all of a service's processes.
+        lives: See `Bus`.
     """
     bus = settings.bus or ("unix" if gunicorn_service() else "local")
     if bus.startswith("redis"):
         from chatstream.bus.redis import RedisBus
 
-        return RedisBus(receive, bus, prefix=settings.bus_prefix, ttl=settings.bus_ttl)
+        prefix, ttl = settings.bus_prefix, settings.bus_ttl
+        return RedisBus(receive, bus, prefix=prefix, ttl=ttl, lives=lives)
     if bus == "unix" and gunicorn_service() is None:
         log.warning(
             "CHATSTREAM_BUS=unix finds a service by gunicorn's listening socket, and this is not"
@@ -63,10 +74,41 @@ def create(settings: Settings, receive: Receive, loop: Loop, app: str = "0") -> 
         )
         bus = "local"
     if bus == "local":
-        return LocalBus(receive)
+        return LocalBus(receive, lives)
     # A directory of one's own is a service of its own; else there is one for each gunicorn.
     service = (gunicorn_service() if bus == "unix" else None) or "service"
-    return UnixBus(receive, loop, service_directory(_base(bus), service, app))
+    return UnixBus(receive, loop, service_directory(_base(bus), service, app), lives)
+
+
+def visit(settings: Settings, app: str) -> list[Bus]:
+    """Buses of an app's services, for a process that is no worker of them. Started; close them.
+
+    With `unix`, also as a default, one for each gunicorn of this host, user and app. Not in a
+    process that is a worker: what it closes would take its own locks along.
+
+    Args:
+        settings: The app's.
+        app: Which app.
+
+    Raises:
+        OSError: A directory cannot be looked into.
+    """
+    bus = settings.bus or "unix"
+    if bus == "local":
+        return []
+    visitors: list[Bus] = []
+    if bus.startswith("redis"):
+        from chatstream.bus.redis import RedisVisitor
+
+        visitors.append(RedisVisitor(bus, prefix=settings.bus_prefix))
+    else:
+        visitors += [UnixVisitor(path) for path in living(_base(bus), app)]
+    with contextlib.ExitStack() as undo:
+        for visitor in visitors:
+            undo.callback(visitor.close)
+            visitor.start()
+        undo.pop_all()
+    return visitors
 
 
 def _base(bus: str) -> Path:

@@ -18,8 +18,22 @@ a request and its reply, each one JSON object (RFC 8259, UTF-8):
 `cancel` and `supersede` abort the stream of these names; a null matches any. `probe` asks whether
 there is one. Streams that began after `before` are not meant, where both sides have one monotonic
 clock: a request that is read late must not hit the next stream of its session. A worker replies
-when it is done: `stopped` means that the provider has been told. Anything else that arrives is
-dropped, with one warning.
+when it is done: `stopped` means that the provider has been told.
+
+What lives is asked for page by page, since a message has its longest:
+
+    enquiry                                           page
+    ┌────────────────────────────────────────────┐     ┌──────────────────────────────────────┐
+    │ "chatstream": 1, "id", "origin"            │     │ "chatstream": 1, "id", "origin"      │
+    │ "action": "list"                           │ ──> │ "streams": [[owner, session, stream, │
+    │ "owner": "7" | null                        │     │   number, phase, seconds, events],…] │
+    │ "after": 0                 a number        │     │ "more": true | false                 │
+    └────────────────────────────────────────────┘     └──────────────────────────────────────┘
+
+A page has the worker's live streams in the order of their numbers, those above `after`; where there
+are `more`, the next enquiry names the last one. A null owner means everybody's.
+
+Anything else that arrives is dropped, with one warning.
 """
 
 from __future__ import annotations
@@ -29,7 +43,7 @@ import hashlib
 import json
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -41,7 +55,14 @@ REMEMBER_PER_OWNER = 64
 PATIENCE = 0.8
 """Seconds that a worker has to reply. A cancel's own answer is promised within one second."""
 
+MOST = 10_000
+"""Live streams of a listing, about: then no worker is asked for more."""
+
+PAGE = 48 * 1024
+"""Bytes of a page's streams."""
+
 _FORMAT = 1
+_LIST = "list"
 
 
 class Name(NamedTuple):
@@ -60,6 +81,64 @@ class Claim(NamedTuple):
 
     name: Name
     number: int
+
+
+class Live(NamedTuple):
+    """A live stream, as a listing shows it.
+
+    Attributes:
+        name: Its whole name.
+        number: Which of its process's streams it is.
+        phase: What it is doing: a `Phase`'s value.
+        seconds: Since it began.
+        events: That its client was given.
+    """
+
+    name: Name
+    number: int
+    phase: str
+    seconds: float
+    events: int
+
+
+class Worker(NamedTuple):
+    """A process that is on the bus.
+
+    Attributes:
+        id: What the bus calls it.
+        pid: Its number, in its own pid namespace.
+        host: The machine's name.
+    """
+
+    id: str
+    pid: int
+    host: str
+
+
+class Found(NamedTuple):
+    """What lives in one worker.
+
+    Attributes:
+        worker: Which.
+        streams: Its live streams, oldest first; where it has not answered, those known by then.
+        answered: Whether it has said all it was asked for in time.
+    """
+
+    worker: Worker
+    streams: list[Live]
+    answered: bool
+
+
+class Listing(NamedTuple):
+    """What lives in all workers.
+
+    Attributes:
+        workers: Each worker there is, also those that do not answer.
+        cut: Whether there may be more than `MOST`, and the rest was not asked for.
+    """
+
+    workers: list[Found]
+    cut: bool
 
 
 class Action(enum.Enum):
@@ -100,6 +179,44 @@ class Reply:
     origin: str = ""
 
 
+@dataclass(frozen=True)
+class Enquiry:
+    """What lives there? See the drawing.
+
+    Attributes:
+        owner: Whose streams; None for everybody's.
+        after: Only those with a higher number.
+    """
+
+    owner: str | None = None
+    after: int = 0
+    origin: str = ""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The answer to the enquiry with the same `id`.
+
+    Attributes:
+        streams: In the order of their numbers.
+        more: Whether there are others above.
+    """
+
+    streams: tuple[Live, ...]
+    more: bool
+    id: str
+    origin: str = ""
+
+
+Message = Request | Reply | Enquiry | Page
+
+Lives = Callable[[str | None, int], Iterable[Live]]
+"""The live streams of this process: of an owner (None: of all), numbered above, in their order.
+
+Safe from any thread, never blocks, never logs.
+"""
+
 Receive = Callable[[Request], Answer]
 """Does in this process what a request says. Safe from any thread, never blocks, never logs.
 
@@ -118,12 +235,14 @@ class Bus(ABC):
     name = ""
     """What the log calls it."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, lives: Lives | None = None) -> None:
         """
         Args:
             receive: Does what other processes ask for.
+            lives: What this one has; None where it is no worker, and in no listing.
         """
         self._receive = receive
+        self._lives = lives
 
     @abstractmethod
     def start(self) -> None:
@@ -182,6 +301,70 @@ class Bus(ABC):
     def _cancel_elsewhere(self, request: Request) -> bool:
         """`cancel`, after this process was found not to have it."""
 
+    def list(self, owner: str | None = None) -> Listing:
+        """What lives, in whichever worker. Waits `PATIENCE` seconds for each page at most.
+
+        Args:
+            owner: Whose streams; None for everybody's.
+
+        Raises:
+            BusUnavailable: Which workers there are cannot be found out.
+        """
+        asked = dict.fromkeys(self._others(), 0)
+        found = {worker: Found(worker, [], False) for worker in asked}
+        if self._lives is not None:
+            here = self._here()
+            found = {here: Found(here, [*self._lives(owner, 0)], True), **found}
+        while asked and sum(len(each.streams) for each in found.values()) < MOST:
+            asked = self._turn(owner, asked, found)
+        for worker in asked:  # it would go on
+            found[worker] = found[worker]._replace(answered=True)
+        return Listing([*found.values()], bool(asked))
+
+    def _turn(
+        self, owner: str | None, asked: dict[Worker, int], found: dict[Worker, Found]
+    ) -> dict[Worker, int]:
+        """Asks each worker for a page, and notes what is `found`. Returns whom to ask for more."""
+        pages = self._pages({worker: Enquiry(owner, after) for worker, after in asked.items()})
+        more = {}
+        for worker in asked:
+            page = pages.get(worker)
+            if page is not None:
+                found[worker].streams.extend(page.streams)
+                found[worker] = found[worker]._replace(answered=not page.more)
+                if page.more:
+                    more[worker] = page.streams[-1].number
+            elif worker not in pages:  # it has ended, and its streams with it
+                del found[worker]
+        return more
+
+    @abstractmethod
+    def _here(self) -> Worker:
+        """This process."""
+
+    @abstractmethod
+    def _others(self) -> Iterable[Worker]:
+        """The other workers. Raises BusUnavailable."""
+
+    @abstractmethod
+    def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
+        """What each of these workers says: None if it is silent, nothing if it has ended.
+
+        Raises:
+            BusUnavailable: They cannot be asked.
+        """
+
+    def _page(self, enquiry: Enquiry, origin: str) -> Page:
+        """This process's answer."""
+        streams: list[Live] = []
+        size = 0
+        for live in self._lives(enquiry.owner, enquiry.after) if self._lives is not None else ():
+            size += len(json.dumps(_listed(live)))
+            if streams and size > PAGE:
+                return Page(tuple(streams), True, enquiry.id, origin)
+            streams.append(live)
+        return Page(tuple(streams), False, enquiry.id, origin)
+
     @abstractmethod
     def close(self) -> None:
         """Leaves. Idempotent."""
@@ -191,11 +374,15 @@ class Malformed(ValueError):
     """Bytes that are neither a request nor a reply of this format."""
 
 
-def encode(message: Request | Reply) -> bytes:
+def encode(message: Message) -> bytes:
     """A message as it goes over the wire."""
     fields: dict[str, Any] = {"chatstream": _FORMAT, "id": message.id, "origin": message.origin}
     if isinstance(message, Reply):
         fields["answer"] = message.answer.value
+    elif isinstance(message, Page):
+        fields |= {"streams": [_listed(live) for live in message.streams], "more": message.more}
+    elif isinstance(message, Enquiry):
+        fields |= {"action": _LIST, "owner": message.owner, "after": message.after}
     else:
         fields |= {"action": message.action.value, "owner": message.owner}
         fields |= {"session": message.session_id, "stream": message.stream_id}
@@ -203,7 +390,7 @@ def encode(message: Request | Reply) -> bytes:
     return json.dumps(fields).encode()
 
 
-def decode(data: bytes) -> Request | Reply:
+def decode(data: bytes) -> Message:
     """The message that `data` is.
 
     Raises:
@@ -213,11 +400,20 @@ def decode(data: bytes) -> Request | Reply:
         fields = json.loads(data, parse_constant=_no_constant)
         if fields["chatstream"] != _FORMAT:
             raise Malformed("another format")
-        return _reply(fields) if "answer" in fields else _request(fields)
+        if "answer" in fields:
+            return _reply(fields)
+        if "streams" in fields:
+            return _page(fields)
+        return _enquiry(fields) if fields["action"] == _LIST else _request(fields)
     except Malformed:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Malformed(type(error).__name__) from None
+
+
+def _listed(live: Live) -> list[Any]:
+    """A stream as it stands in a page."""
+    return [*live.name, live.number, live.phase, round(live.seconds, 3), live.events]
 
 
 def _no_constant(name: str) -> None:
@@ -238,6 +434,41 @@ def _request(fields: dict[str, Any]) -> Request:
         _text(fields["id"]),
         _number_or_none(fields["before"]),
     )
+
+
+def _enquiry(fields: dict[str, Any]) -> Enquiry:
+    return Enquiry(
+        _text_or_none(fields["owner"]),
+        _whole(fields["after"]),
+        _text(fields["origin"]),
+        _text(fields["id"]),
+    )
+
+
+def _page(fields: dict[str, Any]) -> Page:
+    streams = tuple(_live(*stream) for stream in fields["streams"])
+    return Page(
+        streams,
+        fields["more"] is True and bool(streams),
+        _text(fields["id"]),
+        _text(fields["origin"]),
+    )
+
+
+def _live(
+    owner: Any, session: Any, stream: Any, number: Any, phase: Any, seconds: Any, events: Any
+) -> Live:
+    name = Name(_text(owner), _text(session), _text(stream))
+    since = _number_or_none(seconds)
+    if since is None:
+        raise Malformed("a field is not a number")
+    return Live(name, _whole(number), _text(phase), since, _whole(events))
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Malformed("a field is not a whole number")
+    return value
 
 
 def _text(value: Any) -> str:

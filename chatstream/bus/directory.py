@@ -83,6 +83,20 @@ def check_base(base: Path) -> None:
         raise ConfigError(f"CHATSTREAM_BUS: {str(base)!r} is not a directory. Please make it.")
 
 
+def check_writable(base: Path) -> None:
+    """Looks whether this user has, or can make, a private directory below `base`.
+
+    Raises:
+        OSError: It cannot; the message says why.
+    """
+    mine = service_directory(base, "service", "0").parent
+    with contextlib.suppress(FileNotFoundError):
+        _check_private(mine)
+        return
+    if not os.access(base, os.W_OK | os.X_OK):
+        raise PermissionError(f"{base} is not writable for uid {os.geteuid()}")
+
+
 class Directory:
     """One process's hold on a service's directory. A process has one for a path at a time.
 
@@ -114,6 +128,10 @@ class Directory:
     def socket_of(self, pid: int) -> str:
         """The address of a worker."""
         return str(self.path / str(pid))
+
+    def workers(self) -> list[int]:
+        """The pids of the other processes that have entered."""
+        return [pid for pid in _pids(self.path) if self.locks.holder(pid) == pid]
 
     def is_there(self) -> bool:
         """Whether the directory is still the one that others enter."""
@@ -153,8 +171,58 @@ class Directory:
         self.names = [_locks(files, self.path / f"names-{part:x}") for part in range(NAMES)]
 
 
-def _locks(files: contextlib.ExitStack, path: Path) -> RecordLocks:
-    locks = RecordLocks(path)
+class VisitedDirectory(Directory):
+    """A look into a service's directory by a process that does not enter: it leaves no trace."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens what is there.
+
+        Raises:
+            OSError: There is no such directory, or it belongs to somebody else.
+        """
+        self.path = path
+        with contextlib.ExitStack() as files:
+            _check_private(path.parent)
+            _check_private(path)
+            _check_same_pids(path / "pids")
+            self.locks = _locks(files, path / "locks", make=False)
+            names = [path / f"names-{part:x}" for part in range(NAMES)]
+            self.names = [_locks(files, each, make=False) for each in names]
+            self._files = files.pop_all()
+
+    def leave(self) -> None:
+        self._files.close()
+
+
+def living(base: Path, app: str) -> list[Path]:
+    """The directories of an app of this user, below `base`, that a process has entered.
+
+    One for each service, which is to say, for each gunicorn.
+
+    Args:
+        base: See `service_directory`.
+        app: Likewise. "" for any.
+    """
+    parent = service_directory(base, "service", app).parent
+    with contextlib.suppress(FileNotFoundError):
+        candidates = [path for path in sorted(parent.iterdir()) if _is_of(path, app)]
+        return [path for path in candidates if _is_entered(path)]
+    return []
+
+
+def _is_of(path: Path, app: str) -> bool:
+    _, dash, whose = path.name.partition("-")
+    return bool(dash) and not path.name.startswith(_REMOVED) and app in ("", whose)
+
+
+def _is_entered(path: Path) -> bool:
+    with contextlib.suppress(OSError), contextlib.ExitStack() as files:
+        return bool(_locks(files, path / "locks", make=False).holder(0, _ALL))
+    return False
+
+
+def _locks(files: contextlib.ExitStack, path: Path, *, make: bool = True) -> RecordLocks:
+    locks = RecordLocks(path, make=make)
     files.callback(locks.close)
     return locks
 
@@ -169,10 +237,18 @@ def _take(locks: RecordLocks, number: int, deadline: float) -> None:
 
 def _check_pids(note: Path) -> None:
     """Refuses a directory of workers whose pids mean something else: containers that share it."""
-    ours = os.readlink("/proc/self/ns/pid")
     with contextlib.suppress(FileExistsError):
-        note.symlink_to(ours)
-    if os.readlink(note) != ours:
+        note.symlink_to(_our_pids())
+    _check_same_pids(note)
+
+
+def _our_pids() -> str:
+    """The namespace that this process's pids are of."""
+    return os.readlink("/proc/self/ns/pid")
+
+
+def _check_same_pids(note: Path) -> None:
+    if os.readlink(note) != _our_pids():
         raise OSError(
             errno.EXDEV,
             f"{note.parent} is in use from another pid namespace; use a directory for each"
@@ -183,6 +259,10 @@ def _check_pids(note: Path) -> None:
 def _make_private(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
+    _check_private(path)
+
+
+def _check_private(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise PermissionError(f"{path} is not a directory that only this user can enter")

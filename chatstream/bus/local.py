@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import Counter, deque
+from collections.abc import Mapping
 from time import monotonic
 
 from chatstream import native
@@ -12,9 +15,13 @@ from chatstream.bus.base import (
     Answer,
     Bus,
     Claim,
+    Enquiry,
+    Lives,
     Name,
+    Page,
     Receive,
     Request,
+    Worker,
 )
 
 
@@ -23,8 +30,8 @@ class LocalBus(Bus):
 
     name = "local"
 
-    def __init__(self, receive: Receive) -> None:
-        super().__init__(receive)
+    def __init__(self, receive: Receive, lives: Lives | None = None) -> None:
+        super().__init__(receive, lives)
         self._lock = native.allocate_lock()  # guards the three below
         self._claimed: Counter[Name] = Counter()
         self._early = _Recent()  # cancels that came before their stream
@@ -54,6 +61,15 @@ class LocalBus(Bus):
                 self._early.add(name)
         # It may have been claimed since the first look.
         return self._receive(request) is Answer.STOPPED
+
+    def _here(self) -> Worker:
+        return Worker(str(os.getpid()), os.getpid(), socket.gethostname())
+
+    def _others(self) -> list[Worker]:
+        return []
+
+    def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
+        return {}
 
     def close(self) -> None:
         pass

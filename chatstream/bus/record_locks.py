@@ -25,10 +25,11 @@ class RecordLocks:
     Safe from any thread. Never blocks.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Opens `path`, making it (0600) where it is missing."""
+    def __init__(self, path: Path, *, make: bool = True) -> None:
+        """Opens `path`, and makes it (0600) where it is missing, if it is to."""
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        how = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, how | os.O_CREAT if make else how, 0o600)
 
     def take(self, number: int, length: int = 1) -> int:
         """Takes `length` numbers from `number` on: all or none.

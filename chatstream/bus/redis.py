@@ -5,7 +5,8 @@
     <prefix>:early:<hash>     an owner's early cancels            sorted by when they expire
     <prefix>:since            since when the server has had its data
     <prefix>:mail:<worker>    a Redis stream of messages          see `chatstream.bus.base`
-    <prefix>:worker:<worker>  its pid, for people who look        expires
+    <prefix>:worker:<worker>  its pid and its host                expires
+    <prefix>:workers          all workers; some may have expired  expires
 
     worker A                         Redis                         worker B, on another host
       │ XREAD mail:A, waiting           │                             │
@@ -32,10 +33,12 @@ import dataclasses
 import logging
 import os
 import re
+import socket
 import threading
 import uuid
+from collections.abc import Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
@@ -51,11 +54,16 @@ from chatstream.bus.base import (
     Answer,
     Bus,
     Claim,
+    Enquiry,
+    Lives,
     Malformed,
+    Message,
     Name,
+    Page,
     Receive,
     Reply,
     Request,
+    Worker,
     decode,
     digest,
     encode,
@@ -88,6 +96,9 @@ _MAIL = 1000
 
 _MAIL_TTL = 60_000
 """Milliseconds that mail is kept when nobody writes any more."""
+
+_VISIT = 45.0
+"""Seconds between two looks of a visitor, three times: it has nothing that could expire."""
 
 _TRIES = 20
 """How often a claim begins again because what was in its way has changed meanwhile."""
@@ -126,6 +137,57 @@ def check(url: str) -> None:
         )
 
 
+class Server(NamedTuple):
+    """What a server says of itself.
+
+    Attributes:
+        product: Redis or Valkey.
+        version: Its own.
+        major: The version of Redis that it is compatible with, its first number.
+        policy: `maxmemory-policy`; "" where this user may not know it.
+        seconds: One round trip.
+    """
+
+    product: str
+    version: str
+    major: int
+    policy: str
+    seconds: float
+
+
+def look(url: str) -> Server:
+    """Looks at the server, for people.
+
+    Raises:
+        ConfigError: It cannot be a bus; the message says why.
+        BusUnavailable: It is not there, for its `__cause__`.
+    """
+    check(url)
+    client = _client(url)
+    with contextlib.closing(client):
+        try:
+            client.ping()
+            begun = monotonic()
+            client.ping()
+            seconds = monotonic() - begun
+            facts = _info(client, "server") | _info(client, "memory")
+        except _FAULTS as error:
+            raise BusUnavailable from error
+    compatible = str(facts.get("redis_version") or "0")
+    version = str(facts.get("valkey_version") or compatible)
+    product = "Valkey" if facts.get("valkey_version") else "Redis"
+    major = int(compatible.partition(".")[0] or 0) if facts else 5
+    return Server(product, version, major, str(facts.get("maxmemory_policy") or ""), seconds)
+
+
+def _info(client: Any, section: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = client.info(section)
+    except redis.ResponseError:  # not a command that this user may use
+        return {}
+    return found
+
+
 class RedisBus(Bus):
     """For workers on many hosts.
 
@@ -135,15 +197,18 @@ class RedisBus(Bus):
 
     name = "redis"
 
-    def __init__(self, receive: Receive, url: str, *, prefix: str, ttl: float) -> None:
+    def __init__(
+        self, receive: Receive, url: str, *, prefix: str, ttl: float, lives: Lives | None = None
+    ) -> None:
         """
         Args:
             receive: See `Bus`.
             url: The server's, redis:// or rediss://. Options of redis-py may follow a `?`.
             prefix: What all keys begin with; a service's own.
             ttl: Seconds that an entry outlives its worker.
+            lives: See `Bus`.
         """
-        super().__init__(receive)
+        super().__init__(receive, lives)
         self._prefix = prefix
         self._ttl = ttl
         self._worker = uuid.uuid4().hex
@@ -330,15 +395,27 @@ class RedisBus(Bus):
             What is registered now.
         """
         self._refreshed = monotonic()
-        # For people who look; and with no stream at all it shows that the server takes a write.
-        self._commands.set(f"{self._prefix}:worker:{self._worker}", os.getpid(), px=_ms(self._ttl))
-        self._since = self._since_script([self._since_key])
+        self._since = self._enrol()
         with self._lock:
             # One that is being claimed is not in the way of what it is about to supersede.
             claims = [(claim, over) for claim, over in self._claims.items() if over is not None]
         for at in range(0, len(claims), _BATCH):
             self._refresh_some(claims[at : at + _BATCH])
         return {claim for claim, _ in claims}
+
+    def _enrol(self) -> bytes:
+        """Has this worker found. With no stream at all it shows that the server takes a write.
+
+        Returns:
+            Since when the server has had its data.
+        """
+        pipeline, ttl = self._commands.pipeline(transaction=False), _ms(self._ttl)
+        pipeline.set(self._worker_key, f"{os.getpid()} {socket.gethostname()}", px=ttl)
+        pipeline.sadd(self._workers_key, self._worker)
+        pipeline.pexpire(self._workers_key, ttl)
+        pipeline.execute()
+        since: bytes = self._since_script([self._since_key])
+        return since
 
     def _refresh_some(self, claims: list[tuple[Claim, bytes]]) -> None:
         pipeline = self._commands.pipeline(transaction=False)
@@ -391,6 +468,59 @@ class RedisBus(Bus):
     def _key(self, kind: str, *words: str) -> str:
         return f"{self._prefix}:{kind}:{digest(*words)}"
 
+    # What lives
+
+    def _here(self) -> Worker:
+        return Worker(self._worker, os.getpid(), socket.gethostname())
+
+    def _others(self) -> list[Worker]:
+        if not self._is_up():
+            raise BusUnavailable
+        try:
+            return self._workers()
+        except _FAULTS as error:
+            self._lost(error)
+            raise BusUnavailable from error
+
+    def _workers(self) -> list[Worker]:
+        """The other workers that Redis knows of. Takes those off its list that have expired."""
+        pipeline = self._commands.pipeline(transaction=False)
+        pipeline.time().get(self._since_key).smembers(self._workers_key)
+        (seconds, _), since, ids = pipeline.execute()
+        if since is not None and seconds * 1000 - int(since) < SETTLED * 1000:
+            raise BusUnavailable  # it may have lost some
+        others = sorted({word.decode() for word in ids} - {self._worker})
+        if not others:
+            return []
+        values = self._commands.mget([f"{self._prefix}:worker:{each}" for each in others])
+        expired = [each for each, value in zip(others, values, strict=True) if value is None]
+        if expired:
+            self._commands.srem(self._workers_key, *expired)
+        return [
+            Worker(each, int(words[0]), words[-1])
+            for each, value in zip(others, values, strict=True)
+            if value is not None and (words := value.decode().split(" ", 1))
+        ]
+
+    def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
+        deadline = monotonic() + PATIENCE
+        exchanges = {enquiry.id: _Exchange() for enquiry in enquiries.values()}
+        with self._lock:
+            self._exchanges |= exchanges
+        try:
+            for worker, enquiry in enquiries.items():
+                self._send(worker.id, dataclasses.replace(enquiry, origin=self._worker))
+            for exchange in exchanges.values():
+                exchange.done.wait(max(0.0, deadline - monotonic()))
+        except _FAULTS as error:
+            self._lost(error)
+            raise BusUnavailable from error
+        finally:
+            with self._lock:
+                for id_ in exchanges:
+                    self._exchanges.pop(id_, None)
+        return {worker: exchanges[enquiry.id].page for worker, enquiry in enquiries.items()}
+
     # The mail
 
     def _ask(self, worker: str, request: Request, deadline: float) -> Answer:
@@ -411,7 +541,7 @@ class RedisBus(Bus):
                 self._exchanges.pop(request.id, None)
         return exchange.answer
 
-    def _send(self, worker: str, message: Request | Reply) -> None:
+    def _send(self, worker: str, message: Message) -> None:
         mail = f"{self._prefix}:mail:{worker}"
         pipeline = self._commands.pipeline(transaction=False)
         pipeline.xadd(mail, {"message": encode(message)}, maxlen=_MAIL, approximate=True)
@@ -443,7 +573,7 @@ class RedisBus(Bus):
             self._refresh()
         elif now - self._checked >= _LISTEN / 2:
             self._checked = now
-            if self._commands.get(self._since_key) != self._since:
+            if (self._commands.get(self._since_key) or b"") != self._since:
                 self._refresh()
 
     def _arrive(self) -> None:
@@ -468,12 +598,21 @@ class RedisBus(Bus):
 
     def _leave(self) -> None:
         with contextlib.suppress(*_FAULTS):
-            self._mailbox.delete(self._mail, f"{self._prefix}:worker:{self._worker}")
+            self._mailbox.srem(self._workers_key, self._worker)
+            self._mailbox.delete(self._mail, self._worker_key)
         self._mailbox.close()
 
     @property
     def _since_key(self) -> str:
         return f"{self._prefix}:since"
+
+    @property
+    def _worker_key(self) -> str:
+        return f"{self._prefix}:worker:{self._worker}"
+
+    @property
+    def _workers_key(self) -> str:
+        return f"{self._prefix}:workers"
 
     @property
     def _mail(self) -> str:
@@ -517,16 +656,51 @@ class RedisBus(Bus):
             reply = Reply(self._receive(message), message.id, self._worker)
             self._send(message.origin, reply)
             return
+        if isinstance(message, Enquiry):
+            self._send(message.origin, self._page(message, self._worker))
+            return
         with self._lock:
             exchange = self._exchanges.get(message.id)
             if exchange is not None and exchange.contested is not None:
                 del self._exchanges[message.id]
         if exchange is None:
             return  # it came too late
+        if isinstance(message, Page):
+            exchange.page = message
+            exchange.done.set()
+            return
         if exchange.contested is not None and message.answer is Answer.LIVE:
             self._receive(Request(Action.SUPERSEDE, *exchange.contested.name))
         exchange.answer = message.answer
         exchange.done.set()
+
+
+class RedisVisitor(RedisBus):
+    """For a process that is no worker: it asks and cancels. It has no stream, and is in no listing.
+
+    What it leaves are replies that come too late, for a minute.
+    """
+
+    def __init__(self, url: str, *, prefix: str) -> None:
+        """
+        Args:
+            url: See `RedisBus`.
+            prefix: Likewise.
+        """
+        super().__init__(_absent, url, prefix=prefix, ttl=_VISIT)
+
+    def claim(self, claim: Claim, *, reject: bool) -> bool:
+        raise NotImplementedError("a visitor has no stream")
+
+    def _enrol(self) -> bytes:
+        # A prefix that nobody uses is not to look like one in use.
+        since: bytes | None = self._commands.get(self._since_key)
+        return since or b""
+
+
+def _absent(request: Request) -> Answer:
+    """What a process says that has no stream."""
+    return Answer.ABSENT
 
 
 class _Exchange:
@@ -540,6 +714,7 @@ class _Exchange:
         self.contested = contested
         self.done = threading.Event()
         self.answer = Answer.ABSENT  # until `done`
+        self.page: Page | None = None  # likewise, of an enquiry
 
 
 def _client(url: str, *, connections: int = 1, waiting: float = 0.0) -> Any:

@@ -11,12 +11,21 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import monotonic
 
-from chatstream.bus.base import Answer, Malformed, Reply, Request, decode, encode
+from chatstream.bus.base import (
+    Answer,
+    Enquiry,
+    Malformed,
+    Page,
+    Reply,
+    Request,
+    decode,
+    encode,
+)
 from chatstream.bus.directory import NAMES, Directory
 from chatstream.bus.early import EarlyCancels
 from chatstream.bus.record_locks import RecordLocks
@@ -28,40 +37,26 @@ _LONGEST_MESSAGE = 65536
 _BACKLOG = 1024
 """Requests that may wait for a worker that hangs; net.core.somaxconn may allow less."""
 
+_ENDED = (ConnectionRefusedError, ConnectionResetError, FileNotFoundError)
+"""What says that a worker has ended."""
+
 _PAUSE = 0.1
 """Seconds without accepting requests where the process has no descriptor left."""
 
 
-class Seat:
-    """A place in the directory: locks, a socket that the others can reach, the early cancels."""
+class Visit:
+    """A look at the directory: others can be asked, and cannot ask."""
 
-    def __init__(self, path: Path, loop: Loop, answer: Callable[[bytes], bytes | None]) -> None:
+    def __init__(self, directory: Directory) -> None:
         """
         Args:
-            path: The directory's.
-            loop: Its thread reads what arrives.
-            answer: The reply to a request, or None to drop it.
-
-        Raises:
-            OSError: It cannot be taken.
+            directory: Left by `leave`.
         """
-        self._loop = loop
-        self._reply = answer
-        with contextlib.ExitStack() as undo:
-            self.directory = Directory(path)
-            undo.callback(self.directory.leave)
-            self.early = EarlyCancels(self.directory.path / "early")
-            self._listener = _listen(self.directory.socket_of(os.getpid()))
-            undo.callback(self._listener.close)
-            self.directory.sweep()
-            self.early.sweep()
-            loop.on_readable(self._listener.fileno(), self._accept)
-            undo.pop_all()
+        self.directory = directory
+        self.early = EarlyCancels(directory.path / "early")
 
     def leave(self) -> None:
         """Gives it back."""
-        self._loop.forget_ready(self._listener.fileno())
-        self._listener.close()
         self.directory.leave()
 
     def locks(self, byte: int) -> RecordLocks:
@@ -83,13 +78,82 @@ class Seat:
                 sock.settimeout(_left(deadline))
                 data = sock.recv(_LONGEST_MESSAGE)
             reply = decode(data) if data else None
-        except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
+        except _ENDED:
             return None
         except (OSError, Malformed) as error:  # it hangs, or has another release's format
             raise Unconfirmed from error
         if not isinstance(reply, Reply) or reply.id != message.id:
             raise Unconfirmed
         return reply.answer
+
+    def ask_for_pages(
+        self, enquiries: Mapping[int, Enquiry], deadline: float
+    ) -> dict[int, Page | None]:
+        """What these workers say: None if it is nothing by the deadline; not of one that has ended.
+
+        All are asked before the first is waited for: so one that hangs takes nobody's time.
+        """
+        pages: dict[int, Page | None] = {}
+        with contextlib.ExitStack() as stack:
+            asked: dict[int, socket.socket | None] = {}
+            for pid, enquiry in enquiries.items():
+                with contextlib.suppress(*_ENDED):
+                    asked[pid] = self._begin(stack, pid, enquiry)
+            for pid, sock in asked.items():
+                with contextlib.suppress(*_ENDED):
+                    pages[pid] = _page(sock, enquiries[pid], deadline) if sock else None
+        silent = [pid for pid, page in pages.items() if page is None]
+        for pid in silent:
+            if self.directory.locks.holder(pid) != pid:
+                del pages[pid]
+        return pages
+
+    def _begin(
+        self, stack: contextlib.ExitStack, pid: int, enquiry: Enquiry
+    ) -> socket.socket | None:
+        """Sends it at once, or not at all: None. Raises what says that nobody is there."""
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        sock.setblocking(False)
+        try:
+            sock.connect(self.directory.socket_of(pid))
+            sock.send(encode(dataclasses.replace(enquiry, origin=str(os.getpid()))))
+        except _ENDED:
+            raise
+        except OSError:  # as many wait already as may
+            return None
+        return sock
+
+
+class Seat(Visit):
+    """A place in the directory: locks, a socket that the others can reach, the early cancels."""
+
+    def __init__(self, path: Path, loop: Loop, answer: Callable[[bytes], bytes | None]) -> None:
+        """
+        Args:
+            path: The directory's.
+            loop: Its thread reads what arrives.
+            answer: The reply to a request, or None to drop it.
+
+        Raises:
+            OSError: It cannot be taken.
+        """
+        self._loop = loop
+        self._reply = answer
+        with contextlib.ExitStack() as undo:
+            directory = Directory(path)
+            undo.callback(directory.leave)
+            super().__init__(directory)
+            self._listener = _listen(self.directory.socket_of(os.getpid()))
+            undo.callback(self._listener.close)
+            self.directory.sweep()
+            self.early.sweep()
+            loop.on_readable(self._listener.fileno(), self._accept)
+            undo.pop_all()
+
+    def leave(self) -> None:
+        self._loop.forget_ready(self._listener.fileno())
+        self._listener.close()
+        super().leave()
 
     def _accept(self) -> None:
         try:
@@ -125,6 +189,19 @@ class Seat:
         if waited:
             self._loop.forget_ready(sock.fileno())
         sock.close()
+
+
+def _page(sock: socket.socket, enquiry: Enquiry, deadline: float) -> Page | None:
+    """The answer that comes over `sock`; None if there is none. Raises what says: never will be."""
+    sock.settimeout(_left(deadline))
+    try:
+        data = sock.recv(_LONGEST_MESSAGE)
+        page = decode(data) if data else None
+    except _ENDED:
+        raise
+    except (OSError, Malformed):  # it hangs, or has another release's format
+        return None
+    return page if isinstance(page, Page) and page.id == enquiry.id else None
 
 
 def _listen(path: str) -> _socket.socket:

@@ -20,6 +20,8 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -32,16 +34,21 @@ from chatstream.bus.base import (
     Answer,
     Bus,
     Claim,
+    Enquiry,
+    Lives,
     Malformed,
     Name,
+    Page,
     Receive,
     Reply,
     Request,
+    Worker,
     decode,
     digest,
     encode,
 )
-from chatstream.bus.seat import Seat
+from chatstream.bus.directory import VisitedDirectory
+from chatstream.bus.seat import Seat, Visit
 from chatstream.errors import (
     BusUnavailable,
     StreamError,
@@ -75,14 +82,17 @@ class UnixBus(Bus):
 
     name = "unix"
 
-    def __init__(self, receive: Receive, loop: Loop, directory: Path) -> None:
+    def __init__(
+        self, receive: Receive, loop: Loop, directory: Path, lives: Lives | None = None
+    ) -> None:
         """
         Args:
             receive: See `Bus`.
             loop: Its thread answers the others' requests.
             directory: The service's; see `chatstream.bus.directory`.
+            lives: See `Bus`.
         """
-        super().__init__(receive)
+        super().__init__(receive, lives)
         self._loop = loop
         self._path = directory
         self._complained = False
@@ -95,7 +105,7 @@ class UnixBus(Bus):
         # at once. The name's byte of a stream that has been stays held for a while, so that a
         # cancel for it is known to be late.
         self._lock = native.allocate_lock()
-        self._seat: Seat | None = None
+        self._seat: Visit | None = None
         self._claims: set[Claim] = set()
         self._held: dict[int, set[Claim]] = {}
         self._gone: dict[Claim, float] = {}  # until when, oldest first
@@ -156,7 +166,7 @@ class UnixBus(Bus):
             raise BusUnavailable
         return False
 
-    def _cancel_session(self, seat: Seat, request: Request) -> bool:
+    def _cancel_session(self, seat: Visit, request: Request) -> bool:
         deadline = monotonic() + PATIENCE
         stopped = hung = False
         bytes_ = _bytes_of(request)
@@ -171,7 +181,7 @@ class UnixBus(Bus):
             raise Unconfirmed
         return stopped
 
-    def _cancel_stream(self, seat: Seat, request: Request) -> bool:
+    def _cancel_stream(self, seat: Visit, request: Request) -> bool:
         name = Name(request.owner, request.session_id or "", request.stream_id or "")
         (byte,) = _bytes_of(request)
         deadline = monotonic() + PATIENCE
@@ -199,7 +209,7 @@ class UnixBus(Bus):
             self._run_soon(self._seated)
         self._loop.call_later(_REJOIN, self._look)
 
-    def _seated(self) -> Seat | None:
+    def _seated(self) -> Visit | None:
         """This process's place among the others, taken anew if the directory went away."""
         seat = self._seat
         if seat is not None and seat.directory.is_there():
@@ -218,7 +228,7 @@ class UnixBus(Bus):
         if not self._joining.acquire(False):
             return  # another thread is at it
         try:
-            seat = Seat(self._path, self._loop, self._answer)
+            seat = self._take_seat()
             if self._seat is not None:
                 self._settled_at = monotonic() + 3 * _REJOIN
             with self._lock:
@@ -246,9 +256,34 @@ class UnixBus(Bus):
             self._away = False
             self._log(f"[bus] unix is back; {len(self._claims)} streams are registered")
 
+    def _take_seat(self) -> Visit:
+        return Seat(self._path, self._loop, self._answer)
+
+    # What lives
+
+    def _here(self) -> Worker:
+        return Worker(str(os.getpid()), os.getpid(), socket.gethostname())
+
+    def _others(self) -> list[Worker]:
+        seat = self._seated()
+        if seat is None or monotonic() < self._settled_at:
+            raise BusUnavailable
+        try:
+            return [Worker(str(pid), pid, socket.gethostname()) for pid in seat.directory.workers()]
+        except OSError as error:  # it goes away in this moment
+            raise BusUnavailable from error
+
+    def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
+        seat = self._seated()
+        if seat is None:
+            raise BusUnavailable
+        by_pid = {worker.pid: enquiry for worker, enquiry in enquiries.items()}
+        pages = seat.ask_for_pages(by_pid, monotonic() + PATIENCE)
+        return {worker: pages[worker.pid] for worker in enquiries if worker.pid in pages}
+
     # The bytes
 
-    def _take_free(self, seat: Seat, claim: Claim) -> bool:
+    def _take_free(self, seat: Visit, claim: Claim) -> bool:
         """Takes a claim's bytes. Whether no other worker had one: else there is somebody to ask."""
         stream, name, session = _bytes_of_claim(claim)
         with self._lock:
@@ -257,7 +292,7 @@ class UnixBus(Bus):
                     return False
         return not seat.locks(session[1]).holder(session[1], len(session) - 1)
 
-    def _take_names(self, seat: Seat, claim: Claim, reject: bool) -> None:
+    def _take_names(self, seat: Visit, claim: Claim, reject: bool) -> None:
         owner, session_id, stream_id = claim.name
         for probe in (
             Request(Action.PROBE, owner, None, stream_id),
@@ -268,7 +303,7 @@ class UnixBus(Bus):
         ask = Request(action, owner, session_id)
         self._take(seat, claim, _bytes_of(ask), ask)
 
-    def _take(self, seat: Seat, claim: Claim, bytes_: list[int], request: Request) -> None:
+    def _take(self, seat: Visit, claim: Claim, bytes_: list[int], request: Request) -> None:
         """Takes the first byte that is free or let go of, and has the holders of the rest let go.
 
         Raises:
@@ -299,7 +334,7 @@ class UnixBus(Bus):
 
     def _ask_holder(
         self,
-        seat: Seat,
+        seat: Visit,
         byte: int,
         request: Request,
         deadline: float,
@@ -333,7 +368,7 @@ class UnixBus(Bus):
                 return answer
         raise Unconfirmed
 
-    def _try(self, seat: Seat, byte: int, claim: Claim) -> int:
+    def _try(self, seat: Visit, byte: int, claim: Claim) -> int:
         """Takes `byte`; returns 0, or the pid of the worker that has it. Under the lock."""
         pid = seat.locks(byte).take(byte)
         if not pid:
@@ -362,6 +397,8 @@ class UnixBus(Bus):
             request = decode(data)
             if isinstance(request, Request):
                 return encode(Reply(self._obey(request), request.id, str(os.getpid())))
+            if isinstance(request, Enquiry):
+                return encode(self._page(request, str(os.getpid())))
         if not self._complained:
             self._complained = True
             self._log("[bus] unix: dropped a message that is none of ours")
@@ -387,6 +424,42 @@ class UnixBus(Bus):
 
     def _log(self, words: str) -> None:
         self._run_soon(partial(log.warning, words))
+
+
+class UnixVisitor(UnixBus):
+    """For a process that is no worker: it asks and cancels, and nobody sees it.
+
+    It has no stream, no seat and no thread, and leaves nothing behind.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """
+        Args:
+            directory: The service's; see `chatstream.bus.directory.living`.
+        """
+        super().__init__(_absent, Loop(), directory)
+
+    def start(self) -> None:
+        """Looks in.
+
+        Raises:
+            OSError: The directory is not there, or not for this process.
+        """
+        self._join()
+
+    def _log(self, words: str) -> None:
+        """Nobody's log: who visits says so to whom it visits for."""
+
+    def claim(self, claim: Claim, *, reject: bool) -> bool:
+        raise NotImplementedError("a visitor has no stream")
+
+    def _take_seat(self) -> Visit:
+        return Visit(VisitedDirectory(self._path))
+
+
+def _absent(request: Request) -> Answer:
+    """What a process says that has no stream."""
+    return Answer.ABSENT
 
 
 def _bytes_of(request: Request) -> list[int]:

@@ -109,6 +109,11 @@ class Worker:
         stopped: bool = self.begin_cancel(session, stream, owner).result()
         return stopped
 
+    def sessions(self, owner: str | None = None) -> dict[int, list[str] | None]:
+        """What it finds to live: by each worker's pid the streams' ids, None if it is silent."""
+        found = self.begin("sessions", owner=owner).result()
+        return {pid: streams if answered else None for pid, answered, streams in found}
+
     def complete(self, stream: str) -> None:
         """Ends a stream; its claim stays."""
         self.begin("complete", stream=stream).result()
@@ -282,7 +287,7 @@ class Service:
     def _mailbox(self, pid: int) -> str | None:
         with contextlib.closing(self.client()) as client:
             for key in self.keys("worker:*"):
-                if client.get(key) == str(pid).encode():
+                if client.get(key).split()[0] == str(pid).encode():
                     return key.replace(":worker:", ":mail:")
         return None
 

@@ -13,8 +13,12 @@ from chatstream.bus.base import (
     Action,
     Answer,
     Claim,
+    Enquiry,
+    Live,
     Malformed,
+    Message,
     Name,
+    Page,
     Reply,
     Request,
     decode,
@@ -40,6 +44,17 @@ REQUESTS = st.builds(
     TIMES,
 )
 REPLIES = st.builds(Reply, st.sampled_from(Answer), TEXTS, TEXTS)
+ENQUIRIES = st.builds(Enquiry, st.none() | TEXTS, st.integers(0), TEXTS, TEXTS)
+LIVES = st.builds(
+    Live,
+    st.builds(Name, TEXTS, TEXTS, TEXTS),
+    st.integers(1),
+    TEXTS,
+    st.integers(0, 10**6).map(lambda ms: ms / 1000),
+    st.integers(0),
+)
+PAGES = st.builds(Page, st.tuples(LIVES), st.booleans(), TEXTS, TEXTS)
+MESSAGES = REQUESTS | REPLIES | ENQUIRIES | PAGES
 
 REQUEST = {
     "chatstream": 1,
@@ -52,6 +67,16 @@ REQUEST = {
     "before": 81.25,
 }
 REPLY = {"chatstream": 1, "id": "5f0c", "origin": "4712", "answer": "stopped"}
+ENQUIRY = {
+    "chatstream": 1,
+    "id": "5f0c",
+    "origin": "4711",
+    "action": "list",
+    "owner": None,
+    "after": 3,
+}
+LISTED = ["7", "s1", "a1", 4, "body", 1.25, 17]
+PAGE = {"chatstream": 1, "id": "5f0c", "origin": "4712", "streams": [LISTED], "more": True}
 
 
 # Names
@@ -109,6 +134,30 @@ def test_a_reply_looks_as_drawn() -> None:
     assert decode(json.dumps(REPLY).encode()) == reply
 
 
+def test_an_enquiry_looks_as_drawn() -> None:
+    """A null owner means everybody's."""
+    enquiry = Enquiry(None, 3, "4711", "5f0c")
+    assert json.loads(encode(enquiry).decode()) == ENQUIRY
+    assert decode(json.dumps(ENQUIRY).encode()) == enquiry
+
+
+def test_a_page_looks_as_drawn() -> None:
+    """A stream is a list of seven, its seconds to the millisecond."""
+    live = Live(Name("7", "s1", "a1"), 4, "body", 1.25, 17)
+    page = Page((live,), True, "5f0c", "4712")
+    assert json.loads(encode(page).decode()) == PAGE
+    assert decode(json.dumps(PAGE).encode()) == page
+    precise = Page((live._replace(seconds=1.2499999),), True, "5f0c", "4712")
+    assert encode(precise) == encode(page)
+
+
+def test_a_page_of_nothing_is_the_last() -> None:
+    """Or whoever asks would ask for ever."""
+    page = decode(page_with(streams=[]))
+    assert isinstance(page, Page)
+    assert page.more is False
+
+
 @pytest.mark.parametrize("action", Action)
 def test_every_action_has_its_word(action: Action) -> None:
     """cancel, supersede, probe."""
@@ -126,8 +175,8 @@ def test_every_answer_has_its_word(answer: Answer) -> None:
 
 
 @THOROUGH
-@given(REQUESTS | REPLIES)
-def test_what_is_encoded_is_decoded(message: Request | Reply) -> None:
+@given(MESSAGES)
+def test_what_is_encoded_is_decoded(message: Message) -> None:
     """Whatever the names are made of, the other side has them as they were."""
     assert message == decode(encode(message))
 
@@ -149,6 +198,14 @@ def request_with(**fields: Any) -> bytes:
 
 def reply_with(**fields: Any) -> bytes:
     return json.dumps({**REPLY, **fields}).encode()
+
+
+def enquiry_with(**fields: Any) -> bytes:
+    return json.dumps({**ENQUIRY, **fields}).encode()
+
+
+def page_with(**fields: Any) -> bytes:
+    return json.dumps({**PAGE, **fields}).encode()
 
 
 def without(message: dict[str, Any], field: str) -> bytes:
@@ -189,6 +246,19 @@ MALFORMED = {
     "an answer that is an object": reply_with(answer={}),
     "a reply to nobody": reply_with(id=7),
     "a reply of nobody": reply_with(origin=None),
+    "an enquiry for an owner that is a number": enquiry_with(owner=7),
+    "an enquiry from a text on": enquiry_with(after="3"),
+    "an enquiry from a fraction on": enquiry_with(after=3.5),
+    "an enquiry from a truth on": enquiry_with(after=True),
+    "a page of a number": page_with(streams=1),
+    "a page of objects": page_with(streams=[{}]),
+    "a page of too little": page_with(streams=[LISTED[:-1]]),
+    "a page of too much": page_with(streams=[[*LISTED, 1]]),
+    "a page without an owner": page_with(streams=[[None, *LISTED[1:]]]),
+    "a page without seconds": page_with(streams=[[*LISTED[:5], None, 17]]),
+    "a page with half an event": page_with(streams=[[*LISTED[:6], 0.5]]),
+    **{f"an enquiry without {field}": without(ENQUIRY, field) for field in ENQUIRY},
+    **{f"a page without {field}": without(PAGE, field) for field in PAGE},
     **{f"a request without {field}": without(REQUEST, field) for field in REQUEST},
     **{f"a reply without {field}": without(REPLY, field) for field in REPLY},
 }
@@ -216,7 +286,7 @@ def message_or_malformed(data: bytes) -> None:
         message = decode(data)
     except Malformed:
         return
-    assert isinstance(message, (Request, Reply))
+    assert isinstance(message, (Request, Reply, Enquiry, Page))
     texts = [message.id, message.origin]
     if isinstance(message, Request):
         texts += [message.owner, message.session_id or "", message.stream_id or ""]
@@ -233,10 +303,8 @@ def test_bytes_are_a_message_or_malformed(data: bytes) -> None:
 
 
 @THOROUGH
-@given(REQUESTS | REPLIES, st.data())
-def test_damaged_messages_are_messages_or_malformed(
-    message: Request | Reply, data: st.DataObject
-) -> None:
+@given(MESSAGES, st.data())
+def test_damaged_messages_are_messages_or_malformed(message: Message, data: st.DataObject) -> None:
     """Nor for a message with some bytes cut out and others put in."""
     whole = encode(message)
     begin = data.draw(st.integers(0, len(whole)))
@@ -246,12 +314,12 @@ def test_damaged_messages_are_messages_or_malformed(
 
 STRANGE = [None, True, False, 0, 1, 2, -1, 1.0, float("nan"), 10**30, "", "probe", "live", "\0"]
 STRANGE += [[], ["cancel"], {}, {"chatstream": 1}, [[]], [None]]
-FIELDS = st.sampled_from([*REQUEST, *REPLY])
+FIELDS = st.sampled_from(sorted({*REQUEST, *REPLY, *ENQUIRY, *PAGE}))
 
 
 @THOROUGH
 @given(
-    st.sampled_from([REQUEST, REPLY]),
+    st.sampled_from([REQUEST, REPLY, ENQUIRY, PAGE]),
     st.dictionaries(FIELDS, st.sampled_from(STRANGE), max_size=3),
 )
 def test_strange_fields_are_messages_or_malformed(

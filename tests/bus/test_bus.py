@@ -18,10 +18,11 @@ from chatstream import bus
 from chatstream.bus.base import Answer, Bus, Request
 from chatstream.bus.directory import default_base, service_directory
 from chatstream.bus.local import LocalBus
-from chatstream.bus.unix import UnixBus
+from chatstream.bus.unix import UnixBus, UnixVisitor
 from chatstream.config import Settings
 from chatstream.errors import ConfigError
 from chatstream.loop import Loop
+from tests.bus.peer import Peer
 
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer
@@ -194,3 +195,49 @@ def test_without_redis_py_the_others_work(
     monkeypatch.delitem(sys.modules, "chatstream.bus.redis", raising=False)
     bus.check(settings(text))
     assert isinstance(created(text), LocalBus)
+
+
+# Looking in
+
+
+def entered(base: Path, service: str) -> Peer:
+    """A process that lives in a service's directory."""
+    return Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(service_directory(base, service, 'app'))!r}))",
+        "(one.path / 'early').mkdir()",
+    )
+
+
+@pytest.mark.parametrize("text", [None, "unix"])
+def test_every_service_of_an_app_is_visited(
+    base: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    """Those of this host, where no directory is set; of no other app."""
+    monkeypatch.setattr(bus, "default_base", lambda: base)
+    peers = [entered(base, "7"), entered(base, "8")]
+    try:
+        visitors = bus.visit(settings(text), "app")
+        assert [type(visitor) for visitor in visitors] == [UnixVisitor] * 2
+        for visitor in visitors:
+            visitor.close()
+        assert bus.visit(settings(text), "other") == []
+    finally:
+        for peer in peers:
+            peer.kill()
+    assert bus.visit(settings(text), "app") == []
+
+
+def test_a_look_that_fails_leaves_nothing_open(base: Path, nothing_left: None) -> None:
+    """One service's directory can be looked into, the other's is of another pid namespace."""
+    peers = [entered(base, "7"), entered(base, "8")]
+    note = service_directory(base, "8", "app") / "pids"
+    note.unlink()
+    note.symlink_to("pid:[1]")
+    try:
+        with pytest.raises(OSError, match="pid namespace"):
+            bus.visit(settings(f"unix://{base}"), "app")
+    finally:
+        for peer in peers:
+            peer.kill()

@@ -24,9 +24,12 @@ from chatstream.bus.directory import (
     LONGEST,
     NAMES,
     Directory,
+    VisitedDirectory,
     check_base,
+    check_writable,
     default_base,
     gunicorn_service,
+    living,
     service_directory,
 )
 from chatstream.bus.record_locks import RecordLocks
@@ -719,3 +722,109 @@ def test_a_worker_that_leaves_has_no_service(handled_by: Callable[..., None]) ->
     listener.close()
     handled_by(Worker([listener]))
     assert gunicorn_service() is None
+
+
+# Who is there
+
+
+def test_the_others_that_have_entered(path: Path, enter: Enter) -> None:
+    """Not this process, and none that was killed, though its socket is there yet."""
+    one = enter()
+    peer = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+    )
+    try:
+        for pid in (os.getpid(), peer.pid):
+            (path / str(pid)).touch()
+        assert one.workers() == [peer.pid]
+    finally:
+        peer.kill()
+    assert one.workers() == []
+
+
+def test_what_is_being_removed_is_no_service(path: Path, tmp_path: Path) -> None:
+    """Though whoever removes it may hold its numbers."""
+    peer = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+        f"two = Directory(Path({str(path.with_name('removed-a1'))!r}))",
+    )
+    try:
+        assert living(tmp_path, "a1") == living(tmp_path, "") == [path]
+    finally:
+        peer.kill()
+
+
+# Who only looks
+
+
+def test_a_look_changes_nothing(path: Path, enter: Enter) -> None:
+    """No number is taken, no file made; what it leaves is as it was."""
+    peer = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+    )
+    try:
+        before = sorted(path.rglob("*"))
+        look = VisitedDirectory(path)
+        assert look.locks.holder(peer.pid) == peer.pid
+        assert len(look.names) == NAMES
+        assert look.is_there()
+        look.leave()
+        assert sorted(path.rglob("*")) == before
+        assert peer.do("one.is_there()") is True
+    finally:
+        peer.kill()
+
+
+def test_a_look_where_nobody_was(path: Path) -> None:
+    """It is an error, and still nobody was there."""
+    with pytest.raises(FileNotFoundError):
+        VisitedDirectory(path)
+    assert not path.parent.exists()
+
+
+def test_a_look_does_not_keep_a_service_from_its_end(path: Path) -> None:
+    """The last worker takes the directory away; who looked in sees that it is gone."""
+    peer = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+    )
+    look = VisitedDirectory(path)
+    try:
+        peer.do("one.leave()")
+    finally:
+        peer.kill()
+    assert not path.exists()
+    assert not look.is_there()
+    look.leave()
+
+
+def test_a_look_into_a_directory_that_others_can_enter(path: Path, enter: Enter) -> None:
+    """It may be anybody's."""
+    path.parent.mkdir(mode=0o755)
+    with pytest.raises(PermissionError):
+        VisitedDirectory(path)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, None])
+def test_whether_a_base_can_be_used(tmp_path: Path, mode: int | None) -> None:
+    """Also where nobody has used it yet."""
+    if mode is not None:
+        (tmp_path / f"chatstream-{os.geteuid()}").mkdir(mode=mode)
+    if mode == 0o755:
+        with pytest.raises(PermissionError, match="only this user"):
+            check_writable(tmp_path)
+    else:
+        check_writable(tmp_path)
+
+
+def test_a_base_that_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, how: False)  # root may write anywhere
+    with pytest.raises(PermissionError, match="not writable"):
+        check_writable(tmp_path)

@@ -245,3 +245,10 @@ def test_a_missing_directory_is_an_error(path: Path) -> None:
     """FileNotFoundError, which tells who enters that it has just been removed."""
     with pytest.raises(FileNotFoundError):
         RecordLocks(path.parent / "none" / "locks")
+
+
+def test_a_file_that_is_missing_may_stay_so(tmp_path: Path) -> None:
+    """For who only looks."""
+    with pytest.raises(FileNotFoundError):
+        RecordLocks(tmp_path / "locks", make=False)
+    assert list(tmp_path.iterdir()) == []

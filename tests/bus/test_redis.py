@@ -193,7 +193,7 @@ def test_keys_tell_nothing_and_all_expire(service: Service) -> None:
     assert other.cancel("secret-session", None, "secret-owner") is True
     keys = service.keys("*")
     kinds = {key.split(":")[1] for key in keys}
-    assert kinds == {"session", "stream", "early", "mail", "worker", "since"}
+    assert kinds == {"session", "stream", "early", "mail", "worker", "workers", "since"}
     assert not [key for key in keys if "secret" in key or "early-" in key]
     assert all(0 < remaining(service, key) <= 60_000 for key in keys if "since" not in key)
 

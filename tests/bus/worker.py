@@ -90,6 +90,19 @@ class Worker:
     def cancel(self, session: str, stream: str | None, owner: str) -> bool:
         return self._member.abort(session, stream, owner=owner)
 
+    def claim_many(self, count: int) -> None:
+        """Begins so many, each of a session and with names of a length that a page has few of."""
+        for number in range(count):
+            self.claim(f"{'s' * 100}{number}", f"{'a' * 100}{number}", "many")
+
+    def sessions(self, owner: str | None) -> list[Any]:
+        """For each worker: its pid, whether it answered, and the ids of its streams."""
+        found = self._member.sessions(owner).workers
+        return [
+            [each.worker.pid, each.answered, [live.name.stream_id for live in each.streams]]
+            for each in found
+        ]
+
     def endings(self) -> dict[str, str]:
         streams = list(self._streams.items())  # other commands may be adding some
         return {name: _ending(iterable.stream) for name, iterable in streams}

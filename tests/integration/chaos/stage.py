@@ -229,7 +229,7 @@ class Stage:
             alive = {
                 key.rpartition(":")[2]
                 for key in client.keys("chatstream:worker:*")
-                if is_running(int(client.get(key) or 0))
+                if is_running(int((client.get(key) or "0").split()[0]))
             }
             for key in client.scan_iter():
                 _, kind, *name = key.split(":")
@@ -241,7 +241,7 @@ class Stage:
                         left[key] = value
                 elif kind == "mail" and name[0] in alive and client.xlen(key):
                     left[key] = f"{client.xlen(key)} messages unread"
-                elif kind not in ("since", "early", "worker", "mail"):
+                elif kind not in ("since", "early", "worker", "workers", "mail"):
                     left[key] = "what is it?"
         return left
 

@@ -1,0 +1,78 @@
+"""What doctor says of the settings and of the app. No I/O."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
+
+from chatstream.cli.doctor.check import Check, State
+from chatstream.config import PREFIX, Settings, known_keys
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def check_keys(faults: list[str], given: set[str]) -> Iterator[Check]:
+    """Wrong values, and keys that nobody reads.
+
+    Args:
+        faults: What is wrong with the values.
+        given: All CHATSTREAM_ keys there are.
+    """
+    known = known_keys()
+    names = [key.removeprefix(PREFIX) for key in known]
+    for fault in faults:
+        yield Check("settings", State.FAIL, fault)
+    if not faults:
+        count = len(given & known)
+        yield Check(
+            "settings", State.OK, f"{count} of {len(known)} are set; the rest have defaults."
+        )
+    for key in sorted(given - known):
+        near = difflib.get_close_matches(key.removeprefix(PREFIX), names, 1)
+        hint = f" Did you mean {PREFIX}{near[0]}?" if near else ""
+        yield Check("settings", State.WARN, f"{key} is read by nobody.{hint}")
+
+
+def given_keys(config: Mapping[str, object], environ: Mapping[str, str]) -> set[str]:
+    """The keys that an app's config and the environment have."""
+    return {key for key in (*config, *environ) if key.startswith(PREFIX)}
+
+
+def check_key(settings: Settings, environ: Mapping[str, str]) -> Check:
+    """Whether there is a key for the provider. It is not shown."""
+    key, host = settings.api_key, urlsplit(settings.upstream_url).hostname or ""
+    if not key:
+        if host in LOOPBACK:
+            return Check("key", State.OK, "None is set, and the provider is on this machine.")
+        state = State.FAIL if host.endswith("deepseek.com") else State.WARN
+        return Check("key", state, "None is set: CHATSTREAM_API_KEY, or DEEPSEEK_API_KEY.")
+    if key[0] in "\"'" or " " in key:
+        return Check(
+            "key", State.WARN, "It has quotes or a space in it. Set the bare key, without Bearer."
+        )
+    source = "" if environ.get("CHATSTREAM_API_KEY") else " (DEEPSEEK_API_KEY, or the app's config)"
+    return Check("key", State.OK, f"One of {len(key)} characters is set{source}.")
+
+
+def check_app(settings: Settings, *, identifies: bool) -> Iterator[Check]:
+    """What of the app everybody can see."""
+    if not identifies:
+        yield Check(
+            "identify",
+            State.NOTE,
+            "None is given: all callers are one owner, and can stop each other's streams. Mount the"
+            " routes behind a login, or pass identify= to ChatStream.",
+        )
+    places = [f"chat {settings.url_prefix}"]
+    places += [f"page {settings.page}"] if settings.page else []
+    places += [f"OpenAI's {settings.openai_prefix}"] if settings.openai_prefix else []
+    yield Check("routes", State.OK, f"{', '.join(places)}.")
+    host = urlsplit(settings.upstream_url).hostname or ""
+    if settings.meter and host not in LOOPBACK:
+        yield Check(
+            "meter",
+            State.WARN,
+            "CHATSTREAM_METER=1 says that the provider is the built-in one, and its address is"
+            " another machine's. Leave it out.",
+        )

@@ -1,0 +1,314 @@
+"""cli.sessions: what is listed and what is stopped. The buses say what a test has them say."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatstream import bus
+from chatstream.bus.base import Answer, Bus, Claim, Enquiry, Live, Name, Page, Request, Worker
+from chatstream.bus.directory import service_directory
+from chatstream.cli.sessions import show, stop
+from chatstream.cli.terminal import Terminal
+from chatstream.config import Settings
+from chatstream.errors import BusUnavailable, Unconfirmed
+from tests.bus.peer import Peer
+
+
+class Fleet(Bus):
+    """A service: by pid, what lives in its workers; None for one that is silent."""
+
+    def __init__(self, workers: dict[int, list[Live] | None]) -> None:
+        super().__init__(lambda request: Answer.ABSENT)
+        self.workers = workers
+        self.cancelled: list[tuple[str, str, str | None]] = []
+        self.answer: bool | Exception = True
+        self.closed = 0
+
+    def cancel(self, owner: str, session_id: str, stream_id: str | None = None) -> bool:
+        self.cancelled.append((owner, session_id, stream_id))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def start(self) -> None: ...
+    def release(self, claim: Claim) -> None: ...
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def claim(self, claim: Claim, *, reject: bool) -> bool:
+        return False
+
+    def _cancel_elsewhere(self, request: Request) -> bool:
+        return False
+
+    def _here(self) -> Worker:
+        return Worker("0", 0, "here")
+
+    def _others(self) -> Iterable[Worker]:
+        return [Worker(str(pid), pid, "web-1") for pid in self.workers]
+
+    def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
+        pages: dict[Worker, Page | None] = {}
+        for worker, enquiry in enquiries.items():
+            lives = self.workers[worker.pid]
+            if lives is None:
+                pages[worker] = None
+            else:
+                mine = [each for each in lives if enquiry.owner in (None, each.name.owner)]
+                pages[worker] = Page(tuple(mine), False, enquiry.id)
+        return pages
+
+
+def live(owner: str, session: str, stream: str) -> Live:
+    return Live(Name(owner, session, stream), 1, "body", 1.25, 17)
+
+
+class Console:
+    """The commands, and what they said."""
+
+    def __init__(self, *fleets: Fleet) -> None:
+        self.fleets = fleets
+        self.out, self.err = io.StringIO(), io.StringIO()
+        self._terminal = Terminal(self.out, self.err)
+
+    def show(self, owner: str | None = None, *, as_json: bool = False, **settings: Any) -> int:
+        return show(Settings(**settings), "app", self._terminal, owner=owner, as_json=as_json)
+
+    def stop(self, session: str, stream: str | None = None, owner: str | None = None) -> int:
+        return stop(Settings(), "app", self._terminal, session, stream_id=stream, owner=owner)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.getvalue().splitlines()
+
+    @property
+    def complaints(self) -> list[str]:
+        return self.err.getvalue().splitlines()
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`console(fleets…)`: the services that are there."""
+    made: list[Fleet] = []
+
+    def make(*fleets: Fleet) -> Console:
+        made.extend(fleets)
+        monkeypatch.setattr(bus, "visit", lambda settings, app: list(fleets))
+        return Console(*fleets)
+
+    yield make
+    assert [fleet.closed for fleet in made] == [1] * len(made), "each is left, once"
+
+
+def test_a_list_for_a_pipe(console: Any) -> None:
+    """A head, and a line of fields for each stream of each worker of each service."""
+    talk = console(
+        Fleet({4711: [live("me", "s", "a")], 4712: []}), Fleet({4713: [live("", "z", "b")]})
+    )
+    assert talk.show() == 0
+    assert talk.lines == [
+        "session\tstream\towner\tphase\tseconds\tevents\tworker\thost",
+        "s\ta\tme\tbody\t1.2\t17\t4711\tweb-1",
+        "z\tb\t\tbody\t1.2\t17\t4713\tweb-1",
+    ]
+    assert talk.complaints == []
+
+
+def test_a_list_of_an_owner(console: Any) -> None:
+    talk = console(Fleet({1: [live("me", "s", "a"), live("you", "s", "b")]}))
+    assert talk.show("you") == 0
+    assert [line.split("\t")[1] for line in talk.lines[1:]] == ["b"]
+
+
+def test_a_list_for_programs(console: Any) -> None:
+    """Also which workers there are, and who does not answer."""
+    talk = console(Fleet({1: [live("me", "s", "a")], 2: None}))
+    assert talk.show(as_json=True) == 0
+    found = json.loads(talk.out.getvalue())
+    assert found["sessions"] == [
+        {
+            "session": "s",
+            "stream": "a",
+            "owner": "me",
+            "phase": "body",
+            "seconds": 1.25,
+            "events": 17,
+            "pid": 1,
+            "host": "web-1",
+        }
+    ]
+    assert found["workers"] == [
+        {"pid": 1, "host": "web-1", "answered": True},
+        {"pid": 2, "host": "web-1", "answered": False},
+    ]
+    assert found["cut"] is False
+    assert talk.complaints == ["Worker 2 on web-1 does not answer."]
+
+
+def test_a_session_is_stopped_by_its_whole_name(console: Any) -> None:
+    """Whoever it belongs to, where that is one; and nothing else is."""
+    mine, other = Fleet({1: [live("me", "s", "a"), live("me", "s-2", "b")]}), Fleet({2: []})
+    talk = console(mine, other)
+    assert talk.stop("s") == 0
+    assert mine.cancelled == [("me", "s", "a")]
+    assert other.cancelled == []
+    assert talk.lines == ["stopped: session s, stream a"]
+
+
+def test_only_the_stream_that_is_named(console: Any) -> None:
+    fleet = Fleet({1: [live("me", "s", "a")], 2: [live("me", "s", "b")]})
+    talk = console(fleet)
+    assert talk.stop("s", "b") == 0
+    assert fleet.cancelled == [("me", "s", "b")]
+
+
+@pytest.mark.parametrize(
+    ("session", "stream", "owner"),
+    [("s-2", None, None), ("s", "b", None), ("s", None, "you"), ("S", None, None), ("", None, "")],
+)
+def test_what_is_not_there_is_unknown(
+    console: Any, session: str, stream: str | None, owner: str | None
+) -> None:
+    """1, and a sentence; nothing is remembered for what may come."""
+    fleet = Fleet({1: [live("me", "s", "a")]})
+    talk = console(fleet)
+    assert talk.stop(session, stream, owner) == 1
+    assert fleet.cancelled == []
+    assert talk.complaints == [f"No such session: {session}"]
+
+
+def test_what_ended_in_between_is_unknown(console: Any) -> None:
+    fleet = Fleet({1: [live("me", "s", "a")]})
+    fleet.answer = False
+    talk = console(fleet)
+    assert talk.stop("s") == 1
+    assert talk.lines == []
+
+
+def test_a_session_of_two_owners_is_nobodys_to_guess(console: Any) -> None:
+    """Nothing is stopped; they are listed, and with the owner it is."""
+    fleet = Fleet({1: [live("me", "s", "a")], 2: [live("you", "s", "b")]})
+    talk = console(fleet)
+    assert talk.stop("s") == 1
+    assert fleet.cancelled == []
+    assert "--owner" in talk.complaints[0]
+    assert [line.split("\t")[2] for line in talk.lines[1:]] == ["me", "you"]
+    again = Fleet(fleet.workers)
+    assert console(again).stop("s", None, "you") == 0
+    assert again.cancelled == [("you", "s", "b")]
+
+
+def test_a_worker_that_hangs_may_have_it(console: Any) -> None:
+    """2: it is named; without the owner nobody can be told to stop anything."""
+    fleet = Fleet({1: [], 2: None})
+    talk = console(fleet)
+    assert talk.stop("s") == 2
+    assert fleet.cancelled == []
+    assert talk.complaints[0] == "Worker 2 on web-1 does not answer."
+    assert "--owner" in talk.complaints[1]
+
+
+def test_a_worker_that_hangs_is_told_to_stop_it(console: Any) -> None:
+    """Where the owner is known, the cancel waits for it."""
+    fleet = Fleet({1: None})
+    fleet.answer = Unconfirmed()
+    talk = console(fleet)
+    assert talk.stop("s", "a", "me") == 2
+    assert fleet.cancelled == [("me", "s", "a")]
+    assert "when it does" in talk.complaints[0]
+
+
+def test_it_may_have_woken_meanwhile(console: Any) -> None:
+    talk = console(Fleet({1: None}))
+    assert talk.stop("s", None, "me") == 0
+    assert talk.lines == ["stopped: session s"]
+
+
+def test_where_it_hangs_and_has_it_not(console: Any) -> None:
+    """Nothing is certain, so it is not said to be unknown."""
+    fleet = Fleet({1: None})
+    fleet.answer = False
+    talk = console(fleet)
+    assert talk.stop("s", None, "me") == 2
+    assert "--owner" not in talk.err.getvalue()
+
+
+@pytest.mark.parametrize("command", ["show", "stop"])
+@pytest.mark.parametrize("error", [BusUnavailable(), PermissionError("not yours")])
+def test_a_bus_that_is_away(console: Any, command: str, error: Exception) -> None:
+    """2, in words."""
+
+    class Away(Fleet):
+        def _others(self) -> Iterable[Worker]:
+            raise error
+
+    talk = console(Away({}))
+    assert (talk.show() if command == "show" else talk.stop("s")) == 2
+    assert talk.lines == []
+    (sentence,) = talk.complaints
+    assert ("bus is away" if isinstance(error, BusUnavailable) else "not yours") in sentence
+
+
+# Nobody there
+
+
+def test_local_says_what_to_set() -> None:
+    talk = Console()
+    assert talk.show(bus="local") == 2
+    assert "CHATSTREAM_BUS is local" in talk.complaints[0]
+
+
+def test_no_worker_in_redis_names_the_prefix(console: Any) -> None:
+    talk = console(Fleet({}))
+    assert talk.show(bus="redis://nowhere/0", bus_prefix="mine") == 2
+    assert "'mine' (CHATSTREAM_BUS_PREFIX)" in talk.complaints[0]
+
+
+def test_no_worker_on_this_host(short_base: Path) -> None:
+    """Where it was looked, and who else is there."""
+    talk = Console()
+    assert talk.show(bus=f"unix://{short_base}") == 2
+    assert str(short_base) in talk.complaints[0]
+    assert "uid" not in talk.complaints[0]
+    (short_base / "chatstream-4242").mkdir()
+    talk.show(bus=f"unix://{short_base}")
+    assert "uid 4242: run this as that user" in talk.complaints[1]
+
+
+def test_workers_of_another_app(short_base: Path) -> None:
+    """They are not taken for this one's, and it is said that they are there."""
+    path = service_directory(short_base, "service", "other")
+    peer = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+    )
+    talk = Console()
+    assert talk.show(bus=f"unix://{short_base}") == 2
+    assert "CHATSTREAM_URL_PREFIX" in talk.complaints[0]
+    peer.kill()
+    talk.show(bus=f"unix://{short_base}")
+    assert "CHATSTREAM_URL_PREFIX" not in talk.complaints[1]
+
+
+def test_a_directory_of_another_pid_namespace_is_said(short_base: Path) -> None:
+    """A container's: its pids mean something else here."""
+    path = service_directory(short_base, "service", "app")
+    peer = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+    )
+    (path / "pids").unlink()
+    (path / "pids").symlink_to("pid:[1]")
+    talk = Console()
+    assert talk.show(bus=f"unix://{short_base}") == 2
+    assert "pid namespace" in talk.complaints[0]
+    peer.kill()
