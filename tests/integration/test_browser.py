@@ -160,9 +160,13 @@ def test_a_new_question_supersedes(tabs: Tabs) -> None:
     """The old answer stops, marked; the new one streams, in the same session."""
     tab = tabs.open()
     old = begin(tabs.rig, tab)
+    confirmed: list[float] = []
+    tab.page.on("response", lambda response: confirmed.append(time.monotonic()))
     since_ns = time.monotonic_ns()
     new = tab.ask("Another thing.", **LONG)
+    asked_at = time.monotonic()
     tabs.rig.halted(old, since_ns)
+    assert asked_at - confirmed[-1] < 1, "it waits for no longer than for the stop"
     tabs.rig.aborted(old)
     expect(tab.turns.first.locator(".mark")).to_have_text("Stopped")
     assert (new.session, new.stream != old.stream) == (old.session, True)
