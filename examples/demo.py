@@ -106,6 +106,7 @@ def ending(process: subprocess.Popen[str]):  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in a shell's background
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with contextlib.suppress(KeyboardInterrupt):  # before it has begun
         main()
