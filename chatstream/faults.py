@@ -12,9 +12,12 @@ import re
 from collections.abc import Callable
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from chatstream.errors import Busy, StreamError, UpstreamError, out_of_descriptors
+
+FAULTS = (requests.RequestException, HTTPError, OSError, ValueError)
+"""What a provider's faults, and those on the way to it, are raised as."""
 
 _MESSAGE = 1000
 """Longest sentence of a provider's, in characters."""

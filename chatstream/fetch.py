@@ -13,7 +13,7 @@ import requests
 
 from chatstream.config import Settings
 from chatstream.errors import Refused, UpstreamError
-from chatstream.faults import mapped, refused, sentence
+from chatstream.faults import FAULTS, broken, mapped, refused, sentence
 from chatstream.upstream import Bearer
 
 LIMIT = 1024 * 1024
@@ -33,15 +33,15 @@ class Fetched:
 
 
 def fetch(url: str, *, key: str = "", connect: float = 5.0, timeout: float = 10.0) -> Fetched:
-    """GETs `url`. Follows no redirect. Blocks for up to `connect` + `timeout` seconds, and a read.
+    """GETs `url`. Follows no redirect. Blocks for `connect` + `timeout` seconds, and a wait more.
 
-    Safe from any thread.
+    Only a provider whose headers come in drops can hold it longer. Safe from any thread.
 
     Args:
         url: What is asked for.
         key: The provider's; "" sends none.
         connect: Seconds for connecting to one address.
-        timeout: Seconds for the answer.
+        timeout: Seconds for the answer; also the longest silence in it.
 
     Raises:
         UpstreamError: It was not reached, is late, broke off or says too much.
@@ -49,33 +49,42 @@ def fetch(url: str, *, key: str = "", connect: float = 5.0, timeout: float = 10.
     deadline = monotonic() + connect + timeout
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     headers["User-Agent"] = "chatstream"
-    body = bytearray()
     try:
-        with requests.get(
+        response = requests.get(
             url,
             headers=headers,
             auth=Bearer(key),
             timeout=(connect, timeout),
             allow_redirects=False,
             stream=True,
-        ) as response:
-            for piece in response.iter_content(65536):
-                body += piece
-                if len(body) > LIMIT or monotonic() > deadline:
-                    raise UpstreamError(
-                        "The provider's answer is too long, or took too long.",
-                        code="upstream_timeout",
-                        status=504,
-                    )
-    except (requests.RequestException, OSError, ValueError) as error:
+        )
+    except FAULTS as error:
         raise mapped(error) from error
-    said = response.headers
-    return Fetched(
-        response.status_code,
-        said.get("Content-Type", ""),
-        bytes(body),
-        said.get("Retry-After"),
-    )
+    with response:
+        said = response.headers
+        return Fetched(
+            response.status_code,
+            said.get("Content-Type", ""),
+            _whole(response, deadline),
+            said.get("Retry-After"),
+        )
+
+
+def _whole(response: requests.Response, deadline: float) -> bytes:
+    """The body. Takes what is there: a read of so many bytes would wait for the last of them."""
+    body = bytearray()
+    try:
+        while piece := response.raw.read1(65536, decode_content=True):
+            body += piece
+            if len(body) > LIMIT or monotonic() > deadline:
+                raise UpstreamError(
+                    "The provider's answer is too long, or took too long.",
+                    code="upstream_timeout",
+                    status=504,
+                )
+    except FAULTS as error:
+        raise broken(error) from error
+    return bytes(body)
 
 
 def models(settings: Settings) -> bytes:
@@ -98,7 +107,8 @@ def models(settings: Settings) -> bytes:
     refusal = refused(got.status, got.retry_after, lambda: sentence(got.body, key))
     if refusal is not None:
         raise refusal
-    if got.status != 200 or got.content_type.partition(";")[0].strip() != "application/json":
+    kind = got.content_type.partition(";")[0].strip().lower()
+    if got.status != 200 or kind != "application/json":
         raise UpstreamError("The provider answered with no list.", code="upstream_not_json")
     return got.body
 

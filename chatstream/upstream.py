@@ -16,14 +16,13 @@ from typing import Any
 
 import requests
 from requests.auth import AuthBase
-from urllib3.exceptions import HTTPError
 
 from chatstream.body import MockedBody, SocketBody
 from chatstream.call_threads import CallThreads
 from chatstream.config import Settings
 from chatstream.connections import Adapter, Call, serving
 from chatstream.errors import UpstreamError
-from chatstream.faults import mapped, refused, sentence
+from chatstream.faults import FAULTS, mapped, refused, sentence
 from chatstream.stream import Body, Stream
 
 _ERROR_BODY = 64 * 1024
@@ -75,7 +74,7 @@ class Upstream:
             response = self._post(payload, call)
         except BaseException as error:
             stream.disarm()
-            if isinstance(error, (requests.RequestException, HTTPError, OSError, ValueError)):
+            if isinstance(error, FAULTS):
                 stream.check()
                 raise mapped(error) from error
             raise

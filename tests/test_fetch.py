@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +16,7 @@ from chatstream.config import Settings
 from chatstream.errors import UpstreamError
 from chatstream.fetch import LIMIT, Fetched, at_origin, fetch, models, sibling
 from chatstream.simulator import Simulator
+from tests.conftest import PATIENCE
 
 MODELS = "http://provider/v1/models"
 
@@ -77,6 +81,45 @@ def test_silence_is_bounded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(UpstreamError) as caught:
         fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models", timeout=0.05)
     assert caught.value.code == "upstream_timeout"
+
+
+def dripping(conversation: socket.socket) -> None:
+    """A provider that sends a byte now and then, of a body with a length, until nobody listens."""
+    with conversation, contextlib.suppress(OSError):
+        conversation.recv(65536)
+        conversation.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(1000):
+            conversation.sendall(b" ")
+            select.select([conversation], [], [], 0.02)
+
+
+def test_drops_are_bounded() -> None:
+    """No silence is too long, but all of them together are."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: dripping(listener.accept()[0]))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models"
+        with pytest.raises(UpstreamError) as caught:
+            fetch(url, connect=0.1, timeout=0.1)
+        thread.join(PATIENCE)
+    assert caught.value.code == "upstream_timeout"
+
+
+@responses.activate
+@pytest.mark.parametrize("headers", [{"Content-Length": "9"}, {"Content-Encoding": "gzip"}])
+def test_a_body_that_breaks_is_no_answer(headers: dict[str, str]) -> None:
+    """Half of it, or nonsense: the provider was there, so that is not what is said."""
+    responses.get(MODELS, body=b"{}", headers=headers, auto_calculate_content_length=False)
+    with pytest.raises(UpstreamError) as caught:
+        fetch(MODELS)
+    assert caught.value.code == "upstream_truncated"
+
+
+@responses.activate
+def test_a_type_is_written_in_any_case() -> None:
+    """RFC 9110, section 8.3.1."""
+    responses.get(MODELS, body="{}", content_type="Application/JSON; charset=utf-8")
+    assert models(Settings(upstream_url="http://provider/v1/chat/completions")) == b"{}"
 
 
 def test_the_list_of_models(provider: Simulator) -> None:

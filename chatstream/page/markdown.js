@@ -6,10 +6,12 @@
  * within them bold, italic, struck out, code and links. Anything else is shown as it was written.
  */
 
-const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*$/;
+// A text can be long and odd, and each line of it is tried with each of these, so none may look at
+// the same characters in more than one way. With `s`, also U+2028 is a character like any other.
+const FENCE = /^( {0,3})(`{3,}|~{3,}(?!~))([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/s;
 const RULE = /^ {0,3}(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})$/;
-const ITEM = /^( *)([-*+]|[0-9]{1,9}[.)])(?:( +)(.*))?$/;
+const ITEM = /^( *)([-*+]|[0-9]{1,9}[.)])(?:( +)(.*))?$/s;
 const QUOTE = /^ {0,3}> ?/;
 const DEEPEST = 6; // lists in lists, bold in italic: beyond that it is shown as it was written
 
@@ -57,7 +59,7 @@ function itemOf(line) {
 function blockAt(lines, at, depth) {
   const line = lines[at];
   const heading = HEADING.exec(line);
-  if (heading) return [{ type: "heading", level: heading[1].length, text: heading[2] }, at + 1];
+  if (heading) return [{ type: "heading", level: heading[1].length, text: headingText(heading[2]) }, at + 1];
   if (FENCE.test(line)) return fenceAt(lines, at);
   if (RULE.test(line)) return [{ type: "rule" }, at + 1];
   if (depth < DEEPEST && QUOTE.test(line)) return quoteAt(lines, at, depth);
@@ -65,6 +67,20 @@ function blockAt(lines, at, depth) {
   let end = at + 1;
   while (end < lines.length && !interrupts(lines[end])) end += 1;
   return [{ type: "paragraph", text: lines.slice(at, end).map((one) => one.trim()).join("\n") }, end];
+}
+
+/** A heading's words, without the #s that may close it. */
+function headingText(written) {
+  const text = written.trim();
+  const end = withoutEnd(text, "#");
+  return end > 0 && /\s/.test(text[end - 1]) ? text.slice(0, end).trimEnd() : text;
+}
+
+/** Where a text's last characters begin that are all of some kind. */
+function withoutEnd(text, kind) {
+  let end = text.length;
+  while (end > 0 && kind.includes(text[end - 1])) end -= 1;
+  return end;
 }
 
 /** Whether a line ends the paragraph before it. A number does only as 1: years begin lines, too. */
@@ -152,7 +168,7 @@ export class Rendering {
     let same = 0;
     while (same < blocks.length && blocks[same].source === this.#sources[same]) same += 1;
     while (this.#element.childNodes.length > same) this.#element.lastChild.remove();
-    this.#element.append(...blocks.slice(same).map(build));
+    for (const block of blocks.slice(same)) this.#element.append(build(block));
     this.#sources = blocks.map((block) => block.source);
   }
 }
@@ -190,7 +206,7 @@ function code({ text, language }) {
 
 function element(name, children = []) {
   const made = document.createElement(name);
-  made.append(...children);
+  for (const child of children) made.append(child); // one call for all of them has its bounds
   return made;
 }
 
@@ -245,7 +261,7 @@ function codeSpan(text, at, hopeless) {
     return { nodes: [ticks], end: at + ticks.length };
   }
   const inside = text.slice(at + ticks.length, end).replace(/\n/g, " ");
-  const padded = /^ .*[^ ].* $/.test(inside);
+  const padded = inside.startsWith(" ") && inside.endsWith(" ") && /[^ ]/.test(inside);
   return { nodes: [element("code", [padded ? inside.slice(1, -1) : inside])], end: end + ticks.length };
 }
 
@@ -319,7 +335,7 @@ function bareLink(text, at) {
   if (!found || (at > 0 && /\w/.test(text[at - 1]))) return null;
   const bracketed = text[at] === "<" && found[0].endsWith(">");
   // A full stop, or the parenthesis around it, is the sentence's.
-  let shown = bracketed ? found[1] : found[1].replace(/[.,;:!?'"*_~]+$/, "");
+  let shown = bracketed ? found[1] : found[1].slice(0, withoutEnd(found[1], ".,;:!?'\"*_~"));
   if (!bracketed && shown.endsWith(")") && count(shown, ")") > count(shown, "(")) {
     shown = shown.slice(0, -1);
   }

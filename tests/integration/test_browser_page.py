@@ -327,17 +327,30 @@ def test_what_a_model_says_stays_text(tabs: Tabs) -> None:
     assert tab.page.evaluate("window.hit") is None
 
 
+DRAW = """async (texts) => {
+    const { Rendering } = await import("./api/chat/markdown.js");
+    return texts.map((text) => {
+        const began = performance.now();
+        new Rendering(document.createElement("div")).update(text);
+        return performance.now() - began;
+    });
+}"""
+
+
 def test_hostile_lengths(tabs: Tabs) -> None:
-    """Nothing that is long or deep takes long."""
+    """Nothing that is long or deep takes long, or is too much."""
     size = 20_000
     texts = [
         mark * size for mark in ("*", "**a ", "_a ", "`a``", "[", "[a](", "![", "> ", "- ", "<")
     ]
     texts += ["".join(f"{'  ' * n}- a\n" for n in range(200)), "*" * size + "a" + "*" * size]
     texts += ["https://" * (size // 8), "(" * size, "a\n" * size, "1. a\n\n" * (size // 10)]
-    began = time.monotonic()
-    assert len(render(tabs.open(), texts)) == len(texts)
-    assert time.monotonic() - began < PATIENCE
+    gap, long = " " * 3000, " " * 100_000
+    texts += [f"#{gap}x\u2028x", f"# a{long}b", f"-{long}x\u2028x", f"```{long}`", f"` {long}x`"]
+    texts += ["~" * len(long) + "`", "\\*" * 130_000, "---\n" * 130_000]
+    slow = PATIENCE / 4 * 1000
+    took = tabs.open().page.evaluate(DRAW, texts)
+    assert [text[:9] for text, ms in zip(texts, took, strict=True) if ms > slow] == []
 
 
 def test_only_what_has_changed_is_drawn_anew(tabs: Tabs) -> None:
