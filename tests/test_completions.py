@@ -103,7 +103,6 @@ NO_ANSWERS = {
     "newlines": b"\n\n",
     "half": ANSWER[:-1],
     "two": ANSWER + ANSWER,
-    "no object": b"[1]",
     "null": b"null",
     "no JSON": b"<h1>Sorry</h1>",
     "no UTF-8": b'{"a": "\xff"}',
@@ -117,6 +116,31 @@ def test_what_is_no_whole_answer_fails(stream: WholeStream, body: bytes) -> None
     assert given(stream, body) == b""
     assert stream.outcome().code == "upstream_truncated"
     assert json.loads(stream.last_words())["error"]["code"] == "upstream_truncated"
+
+
+def test_other_json_is_no_answer(stream: WholeStream) -> None:
+    """It is whole, and would be the same if it were asked for again."""
+    assert given(stream, b"[1]") == b""
+    assert stream.outcome().code == "upstream_not_json"
+
+
+LONG = b'{"a": [' + b"1," * completions.EXAMINED + b"1]}\n"
+
+
+def test_a_long_answer_is_looked_at_from_without(
+    stream: WholeStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To parse it would hold up all other streams of the worker: 40 ms a MB."""
+    monkeypatch.delattr(completions.json, "loads")
+    assert given(stream, LONG) == LONG
+    assert stream.outcome().kind is Kind.COMPLETED
+
+
+@pytest.mark.parametrize("body", [LONG[:-3], LONG[1:], LONG[7:-3]])
+def test_a_long_answer_that_breaks_off_fails(stream: WholeStream, body: bytes) -> None:
+    """Its last brace is missing, or its first."""
+    assert given(stream, body) == b""
+    assert stream.outcome().code == "upstream_truncated"
 
 
 def test_a_providers_own_error_is_passed_on(stream: WholeStream) -> None:
