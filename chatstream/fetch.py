@@ -10,6 +10,7 @@ from time import monotonic
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from chatstream.config import Settings
 from chatstream.errors import Refused, UpstreamError
@@ -35,7 +36,7 @@ class Fetched:
 def fetch(url: str, *, key: str = "", connect: float = 5.0, timeout: float = 10.0) -> Fetched:
     """GETs `url`. Follows no redirect. Blocks for up to `connect` + `timeout` seconds, and a read.
 
-    Safe from any thread.
+    That is once the headers are in: each line of them may take `timeout`. Safe from any thread.
 
     Args:
         url: What is asked for.
@@ -49,7 +50,6 @@ def fetch(url: str, *, key: str = "", connect: float = 5.0, timeout: float = 10.
     deadline = monotonic() + connect + timeout
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     headers["User-Agent"] = "chatstream"
-    body = bytearray()
     try:
         with requests.get(
             url,
@@ -59,23 +59,37 @@ def fetch(url: str, *, key: str = "", connect: float = 5.0, timeout: float = 10.
             allow_redirects=False,
             stream=True,
         ) as response:
-            for piece in response.iter_content(65536):
-                body += piece
-                if len(body) > LIMIT or monotonic() > deadline:
-                    raise UpstreamError(
-                        "The provider's answer is too long, or took too long.",
-                        code="upstream_timeout",
-                        status=504,
-                    )
+            body = _gathered(response, deadline)
     except (requests.RequestException, OSError, ValueError) as error:
         raise mapped(error) from error
     said = response.headers
     return Fetched(
         response.status_code,
         said.get("Content-Type", ""),
-        bytes(body),
+        body,
         said.get("Retry-After"),
     )
+
+
+def _gathered(response: requests.Response, deadline: float) -> bytes:
+    """The body, as it comes: requests' `iter_content` waits until a piece of a known length is
+    whole, and a byte now and then would put every timeout off.
+    """
+    body = bytearray()
+    try:
+        while piece := response.raw.read1(65536, decode_content=True):
+            body += piece
+            if len(body) > LIMIT or monotonic() > deadline:
+                raise UpstreamError(
+                    "The provider's answer is too long, or took too long.",
+                    code="upstream_timeout",
+                    status=504,
+                )
+    except ReadTimeoutError as error:
+        raise requests.ReadTimeout from error
+    except HTTPError as error:
+        raise requests.ConnectionError from error
+    return bytes(body)
 
 
 def models(settings: Settings) -> bytes:

@@ -71,7 +71,7 @@ ROOMS = {
     "pytest": {"testing"},
     "rich": {"cli.terminal"},
     "requests": {"upstream", "connections", "faults", "fetch", "cli.doctor.provider"},
-    "urllib3": {"upstream", "connections", "body", "faults"},
+    "urllib3": {"upstream", "connections", "body", "faults", "fetch"},
     "redis": {"bus.redis"},
     "gevent": {"native", "workers.gevent"},
     "gunicorn": {"workers.exchange", "workers.gthread", "workers.gevent", "cli.doctor.server"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -44,6 +47,7 @@ def test_the_key_goes_where_it_is_given(key: str, sent: str | None) -> None:
     """No key, no header; nor one of a .netrc."""
     responses.get(MODELS, json={})
     assert fetch(MODELS, key=key) == Fetched(200, "application/json", b"{}")
+    assert responses.calls[0].request.headers["Accept-Encoding"] == "identity"
     assert responses.calls[0].request.headers.get("Authorization") == sent
 
 
@@ -76,6 +80,58 @@ def test_silence_is_bounded() -> None:
     """A provider that takes the question and says nothing is given up."""
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(UpstreamError) as caught:
         fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models", timeout=0.05)
+    assert caught.value.code == "upstream_timeout"
+
+
+@contextlib.contextmanager
+def saying(*pieces: bytes, every: float = 0) -> Iterator[str]:
+    """A provider that says this to whoever asks, a piece `every` so many seconds, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock, contextlib.suppress(OSError):  # the client has left
+                sock.recv(65536)
+                for piece in pieces:
+                    sock.sendall(piece)
+                    time.sleep(every)  # its pace
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models"
+        thread.join()
+
+
+HEADS = {
+    "chunked": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "with a length": (b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n", b"x"),
+    "with neither": (b"HTTP/1.0 200 OK\r\n\r\n", b"x"),
+}
+
+
+@pytest.mark.parametrize(("head", "piece"), HEADS.values(), ids=HEADS)
+def test_a_trickle_is_bounded(head: bytes, piece: bytes) -> None:
+    """A byte now and then puts no timeout off, whatever ends the body."""
+    began = time.monotonic()
+    with saying(head, *[piece] * 400, every=0.02) as url, pytest.raises(UpstreamError) as caught:
+        fetch(url, connect=0.1, timeout=0.1)
+    assert caught.value.code == "upstream_timeout"
+    assert time.monotonic() - began < 4  # all of it takes eight seconds
+
+
+def test_an_answer_that_breaks_off() -> None:
+    """A list that is not whole is none."""
+    head, piece = HEADS["with a length"]
+    with saying(head + piece) as url, pytest.raises(UpstreamError) as caught:
+        fetch(url)
+    assert caught.value.code == "upstream_unreachable"
+
+
+def test_silence_inside_an_answer_is_bounded() -> None:
+    """As before it."""
+    head, piece = HEADS["with a length"]
+    with saying(head, piece, every=0.3) as url, pytest.raises(UpstreamError) as caught:
+        fetch(url, timeout=0.05)
     assert caught.value.code == "upstream_timeout"
 
 
