@@ -31,13 +31,12 @@ _SPACE = b" \t\r\n"
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _PARAMS = {"bad_messages": "messages", "bad_stream": "stream"}
 
-
 CANCELLED = "cancelled"
 """The finish_reason of an answer that a cancel stopped, or the session's next question."""
 
 
-class ChunkStream(Stream):
-    """One provider call that is answered in events, OpenAI's chunks."""
+class _Completion(Stream):
+    """One provider call in a form of OpenAI's."""
 
     def __init__(
         self, session_id: str, stream_id: str, owner: str = "", *, model: str = ""
@@ -47,10 +46,27 @@ class ChunkStream(Stream):
             session_id: See `Stream`.
             stream_id: See `Stream`.
             owner: See `Stream`.
-            model: Who was to answer, for the last chunk of a stopped stream.
+            model: Who was to answer, for what is said of a stop.
         """
         super().__init__(session_id, stream_id, owner)
         self._model = model
+
+    def _cancelled(self, kind: str, said: dict[str, Any]) -> bytes:
+        """An answer of ours: a stop, and what was `said` before it."""
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": CANCELLED}
+        value = {
+            "id": f"chatcmpl-{self.stream_id}",
+            "object": kind,
+            "created": int(time()),
+            "model": self._model,
+            "choices": [choice],
+            "usage": None,  # nobody knows, and zero would be a fact
+        }
+        return json.dumps(value).encode()
+
+
+class ChunkStream(_Completion):
+    """One provider call that is answered in events, OpenAI's chunks."""
 
     def last_words(self) -> bytes:
         """An error event; for a stop the chunk that says so, and OpenAI's last event.
@@ -61,12 +77,11 @@ class ChunkStream(Stream):
             return super().last_words()
         if self._finish_reason:
             return _DONE
-        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": CANCELLED}
-        chunk = _completion(self, "chat.completion.chunk", self._model, choice)
-        return b"data: %b\n\n%b" % (json.dumps(chunk).encode(), _DONE)
+        chunk = self._cancelled("chat.completion.chunk", {"delta": {}})
+        return b"data: %b\n\n%b" % (chunk, _DONE)
 
 
-class WholeStream(Stream):
+class WholeStream(_Completion):
     """One provider call that is answered in one piece.
 
     The provider's bytes are gathered, and handed out when they are whole. Until then newlines are
@@ -84,10 +99,9 @@ class WholeStream(Stream):
             session_id: See `Stream`.
             stream_id: See `Stream`.
             owner: See `Stream`.
-            model: Who was to answer, for the answer that a stopped stream gives.
+            model: See `_Completion`.
         """
-        super().__init__(session_id, stream_id, owner)
-        self._model = model
+        super().__init__(session_id, stream_id, owner, model=model)
         self._gathered = bytearray()
 
     def feed(self, data: bytes) -> bytes:
@@ -137,8 +151,7 @@ class WholeStream(Stream):
         if self.cause is None:
             return b""
         message = {"role": "assistant", "content": ""}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": CANCELLED}
-        return json.dumps(_completion(self, "chat.completion", self._model, choice)).encode()
+        return self._cancelled("chat.completion", {"message": message})
 
 
 def error_object(error: StreamError) -> dict[str, Any]:
@@ -146,18 +159,6 @@ def error_object(error: StreamError) -> dict[str, Any]:
     kind = _TYPES.get(error.status, error.type if error.status >= 500 else "invalid_request_error")
     told = {"message": error.message, "type": kind, "param": _PARAMS.get(error.code)}
     return {"error": {**told, "code": error.code}}
-
-
-def _completion(stream: Stream, kind: str, model: str, choice: dict[str, Any]) -> dict[str, Any]:
-    """An answer of ours."""
-    return {
-        "id": f"chatcmpl-{stream.stream_id}",
-        "object": kind,
-        "created": int(time()),
-        "model": model,
-        "choices": [choice],
-        "usage": None,  # nobody knows, and zero would be a fact
-    }
 
 
 def _parsed(data: bytes) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,12 @@ def test_one_foreign_library_one_room(module: str) -> None:
     foreign = {name.partition(".")[0] for name in imported(MODULES[module])} - known
     assert foreign <= set(ROOMS)
     assert [name for name in foreign if module not in ROOMS[name]] == []
+
+
+def test_each_foreign_library_is_asked_for() -> None:
+    """By us, and not only by another: requests takes an urllib3 with which no stream begins."""
+    asked = {re.match(r"[\w-]+", line)[0] for line in requires("chatstream") or ()}  # type: ignore[index]
+    assert set(ROOMS) - asked == {"werkzeug", "click"}  # Flask's, as it needs them
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_the_key_goes_where_it_is_given(key: str, sent: str | None) -> None:
     """No key, no header; nor one of a .netrc."""
     responses.get(MODELS, json={})
     assert fetch(MODELS, key=key) == Fetched(200, "application/json", b"{}")
+    assert responses.calls[0].request.headers["Accept-Encoding"] == "identity"
     assert responses.calls[0].request.headers.get("Authorization") == sent
 
 

@@ -19,8 +19,9 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
 
-from chatstream import ChatStream, Service, openai
+from chatstream import ChatStream, Service, openai, openapi
 from chatstream.config import Settings
+from chatstream.errors import UpstreamError
 from chatstream.iterable import StreamIterable
 from chatstream.outcome import Cause
 from chatstream.stream import Stream
@@ -366,6 +367,25 @@ def test_what_would_be_asked_in_vain_is_not_repeated(
         assert us.post().headers.get("X-Should-Retry") == again
 
 
+IN_VAIN = {
+    "deadline",
+    "upstream_auth",
+    "upstream_not_stream",
+    "upstream_not_json",
+    "event_too_large",
+    "answer_too_large",
+}
+"""Which faults these are, as docs/openai.md has it."""
+
+
+def test_which_faults_are_in_vain(drop: MakeDrop) -> None:
+    """Of all that the routes know; the others may be gone when the client asks again."""
+    codes = {code for _, known in openapi.OPENAI_BEFORE.values() for code in known}
+    with drop().app.test_request_context():
+        told = {code: openai.refuse(UpstreamError("", code=code)).headers for code in codes}
+    assert {code for code in codes if told[code].get("X-Should-Retry") == "false"} == IN_VAIN
+
+
 METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "PURGE"]
 
 
@@ -433,6 +453,7 @@ def test_the_list_is_passed_through(drop: MakeDrop, answers: responses.RequestsM
     response = drop().models()
     assert (response.status_code, response.data) == (200, LIST)
     assert response.content_type == "application/json"
+    assert response.headers["Cache-Control"] == "no-store"
     assert answers.calls[0].request.headers["Authorization"] == f"Bearer {KEY}"
 
 
@@ -448,6 +469,7 @@ NO_LISTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "none": ({"status": 404, "json": {"error": {"message": "No."}}}, 400, "upstream_rejected"),
     "failed": ({"status": 503}, 502, "upstream_error"),
     "moved": ({"status": 302, "headers": {"Location": "/"}}, 502, "upstream_not_json"),
+    "moved, in JSON": ({"status": 301, "json": {}}, 502, "upstream_not_json"),
     "a page": ({"body": "<h1>"}, 502, "upstream_not_json"),
     "late": ({"body": requests.ReadTimeout("x")}, 504, "upstream_timeout"),
     "down": ({"body": requests.ConnectTimeout("x")}, 502, "upstream_connect"),

@@ -129,15 +129,16 @@ def stop(
 def _not_found(
     sight: Sight, terminal: Terminal, session_id: str, stream_id: str | None, owner: str | None
 ) -> int:
-    if sight.silent and owner is not None:
-        for each in sight.buses:  # Unconfirmed, where one of these has it: then it will stop it
+    if owner is not None and (sight.silent or sight.cut):
+        # By its name alone. Unconfirmed, where a silent one has it: then that one will stop it.
+        for each in sight.buses:
             if each.cancel(owner, session_id, stream_id):
                 terminal.line(f"stopped: session {session_id}")
                 return 0
     if sight.silent or sight.cut:
         _complain_of(sight, terminal)
-        hint = "" if owner is not None else " With --owner it is told to stop when it does."
-        terminal.complain(f"Whether one of these has the session is not known.{hint}")
+        hint = "" if owner is not None else " With --owner it is told to stop all the same."
+        terminal.complain(f"Whether such a session lives is not known.{hint}")
         return UNSURE
     terminal.complain(f"No such session: {session_id}")
     return UNKNOWN

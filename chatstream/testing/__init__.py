@@ -8,7 +8,7 @@
 
 pytest loads this module in every run on a machine that has chatstream, so it brings nothing along:
 what the fixtures need is imported when a test asks for one. All names of fixtures begin with
-`chatstream_`. Without pytest, `Provider` and `Live` are context managers.
+`chatstream_`. Without the fixtures, `Provider` and `Live` are context managers.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -86,6 +87,21 @@ def test_an_answer_is_written_and_becomes_part_of_the_conversation(talk: Make) -
     assert roles == ["system", "user", "assistant", "user", "assistant"]
     assert chat.conversation.messages[2]["content"] == answer.rstrip("\n")
     assert chat.err.getvalue() == ""
+
+
+def test_nothing_turns_while_words_come(talk: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spinner has its line until the first of them."""
+
+    @contextlib.contextmanager
+    def waiting(terminal: Terminal, words: str) -> Iterator[None]:
+        terminal.write("(")
+        yield
+        terminal.write(")")
+
+    monkeypatch.setattr(Terminal, "waiting", waiting)
+    chat = talk(text="word ")
+    assert chat.conversation.ask("hi") == 0
+    assert chat.out.getvalue() == "()word word word \n"
 
 
 def test_reasoning_stands_apart(talk: Make) -> None:

@@ -359,7 +359,7 @@ def test_a_configuration_of_gunicorn(
 
 
 def test_a_configuration_that_is_well_says_no_more() -> None:
-    found = states(check_gunicorn(gunicorn(), Settings()))
+    found = states(check_gunicorn(gunicorn(preload=True), Settings()))  # ours is told by itself
     assert found == {"worker": "ok", "slots": "ok", "drain": "ok"}
 
 
@@ -635,6 +635,17 @@ def test_an_app_that_does_not_start(healthy: flask.Flask) -> None:
     assert examine(None, {}, "No such app.", "", terminal, as_json=False) == 1
     assert "fail  app         No such app.\n" in out.getvalue()
     assert "ok    connection" in out.getvalue()
+
+
+def test_a_wrong_setting_is_said_once(
+    healthy: flask.Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the app does not start because of it."""
+    monkeypatch.setenv("CHATSTREAM_DRAIN", "soon")
+    out = io.StringIO()
+    fault = "CHATSTREAM_DRAIN must be …"
+    assert examine(None, {}, fault, "", Terminal(out, io.StringIO()), as_json=False) == 1
+    assert out.getvalue().count("CHATSTREAM_DRAIN must be") == 1
 
 
 def test_a_look_that_fails_is_a_finding(

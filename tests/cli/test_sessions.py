@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 
 from chatstream import bus
-from chatstream.bus.base import Answer, Bus, Claim, Enquiry, Live, Name, Page, Request, Worker
+from chatstream.bus.base import (
+    Answer,
+    Bus,
+    Claim,
+    Enquiry,
+    Listing,
+    Live,
+    Name,
+    Page,
+    Request,
+    Worker,
+)
 from chatstream.bus.directory import service_directory
 from chatstream.cli.sessions import show, stop
 from chatstream.cli.terminal import Terminal
@@ -238,6 +249,36 @@ def test_where_it_hangs_and_has_it_not(console: Any) -> None:
     talk = console(fleet)
     assert talk.stop("s", None, "me") == 2
     assert "--owner" not in talk.err.getvalue()
+
+
+class Crowd(Fleet):
+    """One in which more lives than is listed."""
+
+    def list(self, owner: str | None = None) -> Listing:
+        return super().list(owner)._replace(cut=True)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_more_than_is_listed_is_said(console: Any, as_json: bool) -> None:
+    """Whichever of the services it is that has more."""
+    talk = console(Crowd({1: [live("me", "s", "a")]}), Fleet({2: []}))
+    assert talk.show(as_json=as_json) == 0
+    assert talk.complaints == ["There are more: only some 10000 were asked for."]
+    assert not as_json or json.loads(talk.lines[0])["cut"] is True
+
+
+def test_what_was_not_listed_is_not_unknown(console: Any) -> None:
+    """2, and what to say."""
+    talk = console(Crowd({1: []}), Fleet({2: []}))
+    assert talk.stop("s") == 2
+    assert "--owner" in talk.complaints[-1]
+
+
+def test_what_was_not_listed_is_stopped_by_its_name(console: Any) -> None:
+    """As what a silent worker may have."""
+    crowd = Crowd({1: []})
+    assert console(crowd).stop("s", None, "me") == 0
+    assert crowd.cancelled == [("me", "s", None)]
 
 
 @pytest.mark.parametrize("command", ["show", "stop"])

@@ -59,12 +59,13 @@ class Chromium:
         """
         path = chromium()
         self._like = profile
-        self._stack = contextlib.ExitStack()
-        playwright = self._stack.enter_context(sync_playwright())
         # As root there is no sandbox; /dev/shm may be small in a container.
         arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        self.browser: Browser = playwright.chromium.launch(executable_path=path, args=arguments)
-        self._stack.callback(self.browser.close)
+        with contextlib.ExitStack() as begun:
+            playwright = begun.enter_context(sync_playwright())
+            self.browser: Browser = playwright.chromium.launch(executable_path=path, args=arguments)
+            begun.callback(self.browser.close)
+            self._stack = begun.pop_all()
         self._profile: BrowserContext | None = None
 
     @property

@@ -378,8 +378,10 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 @contextlib.contextmanager
 def behaving(**defaults: Any) -> Iterator[Provider]:
     provider = Provider(defaults=defaults)
-    yield provider
-    provider.close()
+    try:
+        yield provider
+    finally:
+        provider.close()
 
 
 def requests(provider: Provider) -> list[dict[str, Any]]:

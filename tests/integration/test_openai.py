@@ -260,7 +260,7 @@ def test_one_piece_that_is_stopped_while_the_provider_queues_it(
     rig.provider.request(session, "headers")
     assert rig.server.cancel(session)[0] == 200
     assert waiting.result(10).choices[0].finish_reason == "cancelled"
-    assert_stopped(rig, session, "phase=body")
+    assert_stopped(rig, session, "cause=cancel")
 
 
 # Faults

@@ -15,7 +15,6 @@ import flask
 import pytest
 import requests
 import responses
-import tomllib
 from flask.testing import FlaskClient
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
@@ -241,9 +240,11 @@ def test_they_ask_for_no_name() -> None:
 
 
 def test_the_files_are_in_the_wheel() -> None:
-    """Whoever installs the package has the page."""
+    """Whoever installs the package has the page, and every package inside."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "chatstream.page" in project["packages"]
+    packages = {path.parent.relative_to(ROOT) for path in FOLDER.parent.rglob("__init__.py")}
+    assert set(project["packages"]) == {".".join(path.parts) for path in packages}
     listed = {
         path.relative_to(FOLDER.parent)
         for pattern in project["package-data"]["chatstream"]
