@@ -71,7 +71,7 @@ async function answerTo(turn) {
 
 function begin(mine) {
   current = mine;
-  mine.turn.state = "answering";
+  Object.assign(mine.turn, { state: "answering", note: "" });
   mine.view.draw();
   conversation.save();
   document.body.dataset.state = "answering";
