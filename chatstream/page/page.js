@@ -92,7 +92,7 @@ function finish(mine) {
   // Without a last word it was ended from elsewhere: a newer question in another tab, a cancel.
   const whole = mine.answer.outcome === "completed";
   settle(mine, whole ? "finished" : "stopped", whole ? "" : stoppedHere(mine) ? "Stopped" : "Stopped elsewhere");
-  state.textContent = whole ? "The answer is complete." : "Stopped elsewhere.";
+  state.textContent = whole ? "The answer is complete." : `${mine.turn.note}.`;
   meter?.ended(mine.answer.streamId);
 }
 
