@@ -193,6 +193,9 @@ talk.addEventListener("scroll", () => {
   following = atEnd();
   latest.hidden = following;
 });
+// A window that is turned, or a keyboard that comes up, leaves the end out of sight otherwise. This is
+// before the `scroll` that the browser's own adjustment of it may bring.
+new ResizeObserver(followAnswer).observe(talk);
 latest.addEventListener("click", () => {
   following = true;
   latest.hidden = true;

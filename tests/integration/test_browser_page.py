@@ -403,12 +403,15 @@ def test_reasoning_stays_as_one_has_it(tabs: Tabs) -> None:
     expect(tab.mark).to_have_text("Stopped")
 
 
+DISTANCE = "(e) => e.scrollHeight - e.scrollTop - e.clientHeight"
+
+
 def test_the_view_follows_only_from_the_end(tabs: Tabs) -> None:
     """Whoever scrolls up is left there, and can come back."""
     tab = tabs.open()
     tab.page.set_viewport_size({"width": 600, "height": 420})
     talk = tab.page.locator("#talk")
-    at_end = "(e) => e.scrollHeight - e.scrollTop - e.clientHeight < 48"
+    at_end = f"(e) => ({DISTANCE})(e) < 48"
     tab.ask(rate=200, tokens=20_000)
     tab.eventually(lambda: talk.evaluate("(e) => e.scrollTop > 100"), "scrolling")
     assert talk.evaluate(at_end)
@@ -424,6 +427,20 @@ def test_the_view_follows_only_from_the_end(tabs: Tabs) -> None:
     expect(latest).to_be_hidden()
     tab.page.keyboard.press("Escape")
     expect(tab.mark).to_have_text("Stopped")
+
+
+def test_a_window_that_is_turned(tabs: Tabs) -> None:
+    """The end that was in sight stays in sight, also when nothing comes any more."""
+    tab = tabs.open()
+    tab.page.set_viewport_size({"width": 1000, "height": 700})
+    tab.ask(rate=0, tokens=600)
+    expect(tab.state).to_have_text("The answer is complete.")
+    talk = tab.page.locator("#talk")
+    assert talk.evaluate(DISTANCE) == 0
+    tab.page.set_viewport_size({"width": 320, "height": 560})
+    tab.eventually(lambda: talk.evaluate(DISTANCE) < 2, "the end")
+    tab.page.wait_for_timeout(100)  # a scroll that the browser brings comes with a later frame
+    expect(tab.page.get_by_role("button", name="Latest")).to_be_hidden()
 
 
 LONG_WORDS = (
