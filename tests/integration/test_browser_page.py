@@ -468,6 +468,27 @@ def test_narrow_screens(tabs: Tabs) -> None:
     assert tab.page.evaluate(OVERFLOW) == []
 
 
+def test_low_windows(tabs: Tabs) -> None:
+    """A window at 400 %: some of the answer, and Stop, are in sight; the rest by scrolling."""
+    tab = tabs.open()
+    tab.page.set_viewport_size({"width": 320, "height": 256})
+    tab.ask(**LONG)
+    tab.eventually(lambda: len(tab.words()) > 5, "words")
+    expect(tab.stop).to_be_in_viewport(ratio=1)
+    expect(tab.message).to_be_in_viewport(ratio=1)
+    line = """() => {
+        const last = document.querySelector(".turn:last-child .text > :last-child");
+        const { left, bottom } = last.getBoundingClientRect();
+        return document.elementFromPoint(left + 9, bottom - 9) === last;
+    }"""
+    tab.eventually(lambda: tab.page.evaluate(line), "the last line, with nothing above it")
+    tab.page.get_by_label("The next answer").scroll_into_view_if_needed()
+    assert tab.page.evaluate("scrollY") > 0
+    assert tab.page.evaluate(OVERFLOW) == []
+    tab.stop.click()
+    expect(tab.mark).to_have_text("Stopped")
+
+
 CONTRAST = """() => {
     const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
     const light = ([r, g, b]) => [r, g, b].map((c) => (c /= 255) <= 0.04045
