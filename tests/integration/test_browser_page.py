@@ -286,7 +286,7 @@ RENDER = """async ([texts, steps]) => {
     });
 }"""
 
-FIXED = re.compile(r' (?:target|rel|tabindex|role|aria-label|data-language)="[^"]*"')
+FIXED = re.compile(r' (?:dir|target|rel|tabindex|role|aria-label|data-language)="[^"]*"')
 
 
 def render(tab: Tab, texts: list[str], *, steps: bool = False) -> list[dict[str, Any]]:
@@ -487,6 +487,19 @@ def test_low_windows(tabs: Tabs) -> None:
     assert tab.page.evaluate(OVERFLOW) == []
     tab.stop.click()
     expect(tab.mark).to_have_text("Stopped")
+
+
+def test_from_right_to_left(tabs: Tabs) -> None:
+    """Each block, and each question, as it is written; code never."""
+    tab = tabs.open()
+    text = "مرحبا code\n\n1. أولا\n\n> اقتباس\n\nhello مرحبا\n\n```\nx = 'مرحبا'\n```"
+    tab.ask("ما هو؟", text=text, tokens=13, rate=0)
+    expect(tab.state).to_have_text("The answer is complete.")
+    ways = "(all) => all.map((e) => [e.localName, getComputedStyle(e).direction])"
+    assert tab.answer.locator("> *").evaluate_all(ways) == [
+        ["p", "rtl"], ["ol", "rtl"], ["blockquote", "rtl"], ["p", "ltr"], ["pre", "ltr"]
+    ]  # fmt: skip
+    assert tab.page.locator(".question p").evaluate_all(ways) == [["p", "rtl"]]
 
 
 CONTRAST = """() => {
