@@ -16,7 +16,7 @@ export class TurnView {
   #answer = make("article", { className: "answer" });
   #reasoning = make("details", { className: "reasoning", hidden: true });
   #summary = make("summary");
-  #thoughts = make("div", { className: "thoughts" });
+  #thoughts = make("div", { className: "thoughts", dir: "auto" });
   #text = make("div", { className: "text" });
   #end = make("div", { className: "end" });
   #drawn = () => {};
@@ -33,7 +33,7 @@ export class TurnView {
     this.#reasoning.append(this.#summary, this.#thoughts);
     this.#answer.append(unseen("Answer"), this.#reasoning, this.#text, this.#end);
     const question = make("article", { className: "question" });
-    question.append(unseen("You"), make("p", { textContent: turn.question }));
+    question.append(unseen("You"), make("p", { textContent: turn.question, dir: "auto" }));
     this.element.append(question, this.#answer);
     this.draw();
   }

@@ -168,7 +168,11 @@ export class Rendering {
     let same = 0;
     while (same < blocks.length && blocks[same].source === this.#sources[same]) same += 1;
     while (this.#element.childNodes.length > same) this.#element.lastChild.remove();
-    for (const block of blocks.slice(same)) this.#element.append(build(block));
+    for (const block of blocks.slice(same)) {
+      const added = build(block);
+      added.dir ||= "auto"; // what is written from right to left is shown so
+      this.#element.append(added);
+    }
     this.#sources = blocks.map((block) => block.source);
   }
 }
@@ -197,6 +201,7 @@ function list(block) {
 
 function code({ text, language }) {
   const pre = element("pre", [element("code", [text])]);
+  pre.dir = "ltr";
   pre.tabIndex = 0; // it scrolls: also for the keyboard
   pre.setAttribute("role", "group");
   pre.setAttribute("aria-label", language ? `Code, ${language}` : "Code");

@@ -71,7 +71,7 @@ async function answerTo(turn) {
 
 function begin(mine) {
   current = mine;
-  mine.turn.state = "answering";
+  Object.assign(mine.turn, { state: "answering", note: "" });
   mine.view.draw();
   conversation.save();
   document.body.dataset.state = "answering";
@@ -92,7 +92,7 @@ function finish(mine) {
   // Without a last word it was ended from elsewhere: a newer question in another tab, a cancel.
   const whole = mine.answer.outcome === "completed";
   settle(mine, whole ? "finished" : "stopped", whole ? "" : stoppedHere(mine) ? "Stopped" : "Stopped elsewhere");
-  state.textContent = whole ? "The answer is complete." : "Stopped elsewhere.";
+  state.textContent = whole ? "The answer is complete." : `${mine.turn.note}.`;
   meter?.ended(mine.answer.streamId);
 }
 
@@ -193,6 +193,9 @@ talk.addEventListener("scroll", () => {
   following = atEnd();
   latest.hidden = following;
 });
+// A window that is turned, or a keyboard that comes up, leaves the end out of sight otherwise. This is
+// before the `scroll` that the browser's own adjustment of it may bring.
+new ResizeObserver(followAnswer).observe(talk);
 latest.addEventListener("click", () => {
   following = true;
   latest.hidden = true;

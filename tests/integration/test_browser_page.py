@@ -204,6 +204,7 @@ def test_busy(chromium: Chromium, small: Standalone) -> None:
     expect(again(other)).to_have_text("Try again")
     again(other).click()
     other.eventually(lambda: len(other.words()) > 2, "words")
+    expect(other.mark).to_have_count(0)  # what went wrong before is no longer said
     other.page.keyboard.press("Escape")
     expect(other.mark).to_have_text("Stopped")
     tabs.close()
@@ -285,7 +286,7 @@ RENDER = """async ([texts, steps]) => {
     });
 }"""
 
-FIXED = re.compile(r' (?:target|rel|tabindex|role|aria-label|data-language)="[^"]*"')
+FIXED = re.compile(r' (?:dir|target|rel|tabindex|role|aria-label|data-language)="[^"]*"')
 
 
 def render(tab: Tab, texts: list[str], *, steps: bool = False) -> list[dict[str, Any]]:
@@ -415,12 +416,15 @@ def test_reasoning_stays_as_one_has_it(tabs: Tabs) -> None:
     expect(tab.mark).to_have_text("Stopped")
 
 
+DISTANCE = "(e) => e.scrollHeight - e.scrollTop - e.clientHeight"
+
+
 def test_the_view_follows_only_from_the_end(tabs: Tabs) -> None:
     """Whoever scrolls up is left there, and can come back."""
     tab = tabs.open()
     tab.page.set_viewport_size({"width": 600, "height": 420})
     talk = tab.page.locator("#talk")
-    at_end = "(e) => e.scrollHeight - e.scrollTop - e.clientHeight < 48"
+    at_end = f"(e) => ({DISTANCE})(e) < 48"
     tab.ask(rate=200, tokens=20_000)
     tab.eventually(lambda: talk.evaluate("(e) => e.scrollTop > 100"), "scrolling")
     assert talk.evaluate(at_end)
@@ -436,6 +440,20 @@ def test_the_view_follows_only_from_the_end(tabs: Tabs) -> None:
     expect(latest).to_be_hidden()
     tab.page.keyboard.press("Escape")
     expect(tab.mark).to_have_text("Stopped")
+
+
+def test_a_window_that_is_turned(tabs: Tabs) -> None:
+    """The end that was in sight stays in sight, also when nothing comes any more."""
+    tab = tabs.open()
+    tab.page.set_viewport_size({"width": 1000, "height": 700})
+    tab.ask(rate=0, tokens=600)
+    expect(tab.state).to_have_text("The answer is complete.")
+    talk = tab.page.locator("#talk")
+    assert talk.evaluate(DISTANCE) == 0
+    tab.page.set_viewport_size({"width": 320, "height": 560})
+    tab.eventually(lambda: talk.evaluate(DISTANCE) < 2, "the end")
+    tab.page.wait_for_timeout(100)  # a scroll that the browser brings comes with a later frame
+    expect(tab.page.get_by_role("button", name="Latest")).to_be_hidden()
 
 
 LONG_WORDS = (
@@ -461,6 +479,40 @@ def test_narrow_screens(tabs: Tabs) -> None:
     refused(tab, 429, status=429, retry_after=300)
     expect(again(tab)).to_have_text(re.compile(r"^Try again in (5 min 0|4 min 59) s$"))
     assert tab.page.evaluate(OVERFLOW) == []
+
+
+def test_low_windows(tabs: Tabs) -> None:
+    """A window at 400 %: some of the answer, and Stop, are in sight; the rest by scrolling."""
+    tab = tabs.open()
+    tab.page.set_viewport_size({"width": 320, "height": 256})
+    tab.ask(**LONG)
+    tab.eventually(lambda: len(tab.words()) > 5, "words")
+    expect(tab.stop).to_be_in_viewport(ratio=1)
+    expect(tab.message).to_be_in_viewport(ratio=1)
+    line = """() => {
+        const last = document.querySelector(".turn:last-child .text > :last-child");
+        const { left, bottom } = last.getBoundingClientRect();
+        return document.elementFromPoint(left + 9, bottom - 9) === last;
+    }"""
+    tab.eventually(lambda: tab.page.evaluate(line), "the last line, with nothing above it")
+    tab.page.get_by_label("The next answer").scroll_into_view_if_needed()
+    assert tab.page.evaluate("scrollY") > 0
+    assert tab.page.evaluate(OVERFLOW) == []
+    tab.stop.click()
+    expect(tab.mark).to_have_text("Stopped")
+
+
+def test_from_right_to_left(tabs: Tabs) -> None:
+    """Each block, and each question, as it is written; code never."""
+    tab = tabs.open()
+    text = "مرحبا code\n\n1. أولا\n\n> اقتباس\n\nhello مرحبا\n\n```\nx = 'مرحبا'\n```"
+    tab.ask("ما هو؟", text=text, tokens=13, rate=0)
+    expect(tab.state).to_have_text("The answer is complete.")
+    ways = "(all) => all.map((e) => [e.localName, getComputedStyle(e).direction])"
+    assert tab.answer.locator("> *").evaluate_all(ways) == [
+        ["p", "rtl"], ["ol", "rtl"], ["blockquote", "rtl"], ["p", "ltr"], ["pre", "ltr"]
+    ]  # fmt: skip
+    assert tab.page.locator(".question p").evaluate_all(ways) == [["p", "rtl"]]
 
 
 CONTRAST = """() => {
