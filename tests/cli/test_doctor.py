@@ -648,6 +648,18 @@ def test_a_wrong_setting_is_said_once(
     assert out.getvalue().count("CHATSTREAM_DRAIN must be") == 1
 
 
+def test_a_wrong_address_is_not_taken_for_the_default(
+    healthy: flask.Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSeek has nothing to do with it, and is not asked."""
+    monkeypatch.setenv("CHATSTREAM_UPSTREAM_URL", "htp://here")
+    monkeypatch.setattr("chatstream.cli.doctor.check_provider", lambda settings: 1 / 0)
+    out = io.StringIO()
+    assert examine(None, {}, "…", "", Terminal(out, io.StringIO()), as_json=False) == 1
+    assert "fail  settings    CHATSTREAM_UPSTREAM_URL must be" in out.getvalue()
+    assert "provider  " not in out.getvalue()
+
+
 def test_a_look_that_fails_is_a_finding(
     healthy: flask.Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,17 +78,17 @@ def _checks(
     yield check_key(settings, os.environ)
     if service is not None:
         yield from check_app(settings, identifies=service.identify is not None)
-    yield from _look_around(settings, service.name if service else "", arguments, terminal)
+    # In the place of a wrong address there is the default here, which is nobody's.
+    if not any(fault.startswith("CHATSTREAM_UPSTREAM_URL ") for fault in faults):
+        with terminal.waiting("asking the provider"):
+            provider = list(_guarded("provider", lambda: check_provider(settings)))
+        yield from provider
+    yield from _look_around(settings, service.name if service else "", arguments)
     yield check_kernel()
 
 
-def _look_around(
-    settings: Settings, app: str, arguments: str, terminal: Terminal
-) -> Iterator[Check]:
-    """Provider, server and bus."""
-    with terminal.waiting("asking the provider"):
-        provider = list(_guarded("provider", lambda: check_provider(settings)))
-    yield from provider
+def _look_around(settings: Settings, app: str, arguments: str) -> Iterator[Check]:
+    """Server and bus."""
     gunicorn = read_gunicorn(arguments)
     workers = gunicorn.workers if isinstance(gunicorn, Gunicorn) else None
     if isinstance(gunicorn, Gunicorn):
