@@ -370,17 +370,17 @@ def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     from tests.integration.browser import Standalone
 
     made: dict[object, Standalone] = {}
+    with contextlib.ExitStack() as stack:
 
-    def rig(worker_class: str = "gthread", **environ: str) -> Standalone:
-        key = (worker_class, *sorted(environ.items()))
-        if key not in made:
-            log = tmp_path_factory.mktemp("standalone") / "server.log"
-            made[key] = Standalone.start(log, worker_class, **environ)
-        return made[key]
+        def rig(worker_class: str = "gthread", **environ: str) -> Standalone:
+            key = (worker_class, *sorted(environ.items()))
+            if key not in made:
+                log = tmp_path_factory.mktemp("standalone") / "server.log"
+                made[key] = Standalone.start(log, worker_class, **environ)
+                stack.callback(made[key].stop)
+            return made[key]
 
-    yield rig
-    for one in made.values():
-        one.stop()
+        yield rig
 
 
 @pytest.fixture

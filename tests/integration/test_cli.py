@@ -153,10 +153,10 @@ def sites(
         return made[kind]
 
     yield site
-    for each in made.values():
-        each.server.terminate()
-    for each in made.values():
-        each.server.stop()
+    with contextlib.ExitStack() as stack:  # one that does not end keeps no other from it
+        for each in made.values():
+            each.server.terminate()
+            stack.callback(each.server.stop)
 
 
 @pytest.fixture(params=["gthread", "gevent", "redis"])
