@@ -235,6 +235,12 @@ def state(process: int | str) -> str:
     return "Z"
 
 
+def awaits_events(pid: int) -> bool:
+    """Whether a process's main thread is in epoll_wait (proc_pid_wchan(5)), if the kernel tells."""
+    where = Path(f"/proc/{pid}/wchan").read_text()
+    return where in ("", "0") or "epoll" in where or "ep_poll" in where
+
+
 def _entries(folder: Path) -> list[Path]:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return list(folder.iterdir())
