@@ -254,7 +254,9 @@ class Judge:
         if script.act == "read":
             return _by_itself(script)
         expected = {_USUAL[script.act]}
-        if script.act in ("cancel", "early") and not calm:
+        # Whoever got no answer had a worker that was killed: maybe before it read the cancel.
+        unheard = all(press.status == 0 for press in visit.presses)
+        if script.act in ("cancel", "early") and (not calm or unheard):
             expected |= {"aborted client", *_gave_up(script)}
         return expected
 
