@@ -2,6 +2,8 @@
 # make bench BENCH='--quick --only cpu' takes the options of python -m bench.
 PYTHON ?= python3
 BIN := .venv/bin
+# An editable install warns of folders that have the package's name: there are none.
+PIP := PYTHONWARNINGS=ignore $(BIN)/pip
 
 .PHONY: demo run test lint bench soak clean
 
@@ -41,18 +43,18 @@ clean:
 	$(BIN)/pip install --quiet --upgrade pip
 
 .venv/.run: .venv/bin/python pyproject.toml requirements.txt
-	$(BIN)/pip install --quiet --requirement requirements.txt --editable .
+	$(PIP) install --quiet --requirement requirements.txt --editable .
 	@touch $@
 
 # A peer that cannot be had is left out of the comparison, with a line. LiteLLM pins what we use too.
 .venv/.bench: .venv/.dev pyproject.toml bench/peers/vercel/package.json
-	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(PIP) install --quiet --editable '.[bench]'
 	-$(PYTHON) -m venv .venv-litellm && .venv-litellm/bin/pip install --quiet 'litellm[proxy]'
 	-cd bench/peers/vercel && npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@
 
 .venv/.dev: .venv/.run pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	$(PIP) install --quiet --editable '.[test,lint]'
 	@touch $@
 
 # Without npm, and where a package cannot be had, the tests that need it are skipped; in CI they fail.
