@@ -86,3 +86,17 @@ class Peer:
 
     def _state(self) -> str:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0]
+
+
+def listening(path: Path) -> Peer:
+    """A process that has entered a service's directory and listens, which is all it does."""
+    return Peer(
+        "import os, socket",
+        "from pathlib import Path",
+        "from chatstream.bus.directory import Directory",
+        f"one = Directory(Path({str(path)!r}))",
+        "(one.path / 'early').mkdir()",
+        "sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
+        "sock.bind(one.socket_of(os.getpid()))",
+        "sock.listen(0)",
+    )

@@ -29,7 +29,7 @@ from chatstream.bus.unix import UnixVisitor
 from chatstream.config import Settings
 from chatstream.errors import BusUnavailable, Unconfirmed
 from tests.bus.conftest import Service, Services
-from tests.bus.peer import Peer
+from tests.bus.peer import Peer, listening
 from tests.bus.test_contract import AT_ONCE
 from tests.conftest import eventually
 
@@ -294,16 +294,7 @@ def test_a_directory_that_was_lost_is_not_believed(services: Services) -> None:
 def impostor(short_base: Path) -> Iterator[tuple[Peer, UnixVisitor]]:
     """A process that has entered a service and listens, and somebody who looks in."""
     path = service_directory(short_base, "service", "0")
-    peer = Peer(
-        "import os, socket",
-        "from pathlib import Path",
-        "from chatstream.bus.directory import Directory",
-        f"one = Directory(Path({str(path)!r}))",
-        "(one.path / 'early').mkdir()",
-        "sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
-        "sock.bind(one.socket_of(os.getpid()))",
-        "sock.listen(0)",
-    )
+    peer = listening(path)
     try:
         (visit,) = bus.visit(Settings(bus=f"unix://{short_base}"), "0")
         assert isinstance(visit, UnixVisitor)

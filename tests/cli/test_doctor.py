@@ -28,7 +28,7 @@ from chatstream.cli.doctor.settings import check_app, check_key, check_keys, giv
 from chatstream.cli.terminal import Terminal
 from chatstream.config import Settings
 from chatstream.simulator import Simulator
-from tests.bus.peer import Peer
+from tests.bus.peer import listening
 
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer
@@ -524,16 +524,7 @@ def test_a_directory_that_is_missing_or_not_ones_own(short_base: Path) -> None:
 def test_a_worker_that_does_not_answer_is_named(short_base: Path) -> None:
     """It has entered and listens, and that is all it does."""
     path = short_base / f"chatstream-{os.geteuid()}" / "service-app"
-    peer = Peer(
-        "import os, socket",
-        "from pathlib import Path",
-        "from chatstream.bus.directory import Directory",
-        f"one = Directory(Path({str(path)!r}))",
-        "(one.path / 'early').mkdir()",
-        "sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
-        "sock.bind(one.socket_of(os.getpid()))",
-        "sock.listen()",
-    )
+    peer = listening(path)
     try:
         _, silent, running = check_bus(Settings(bus=f"unix://{short_base}"), "app", 1)
     finally:

@@ -255,7 +255,7 @@ class Judge:
             return _by_itself(script)
         expected = {_USUAL[script.act]}
         # Whoever got no answer had a worker that was killed: maybe before it read the cancel.
-        unheard = all(press.status == 0 for press in visit.presses)
+        unheard = {press.status for press in visit.presses} == {0}
         if script.act in ("cancel", "early") and (not calm or unheard):
             expected |= {"aborted client", *_gave_up(script)}
         return expected
