@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     )
     from chatstream.extension import ChatStream, Service
     from chatstream.iterable import StreamIterable
-    from chatstream.outcome import Cause, Kind, Outcome, Phase
+    from chatstream.outcome import Cancelled, Cause, Kind, Outcome, Phase, Started, Usage
+    from chatstream.signals import cancel_answered, stream_ended, stream_started
     from chatstream.stream import Stream
 
 __all__ = [
     "BusUnavailable",
     "Busy",
+    "Cancelled",
     "Cause",
     "ChatStream",
     "ChatStreamError",
@@ -39,15 +41,20 @@ __all__ = [
     "Phase",
     "Refused",
     "Service",
+    "Started",
     "Stream",
     "StreamAborted",
     "StreamError",
     "StreamIterable",
     "Unconfirmed",
     "UpstreamError",
+    "Usage",
+    "cancel_answered",
+    "stream_ended",
+    "stream_started",
 ]
 
-_ROOMS = ("outcome", "errors", "stream", "iterable", "extension")
+_ROOMS = ("outcome", "errors", "signals", "stream", "iterable", "extension")
 
 
 def __getattr__(name: str) -> Any:

@@ -96,7 +96,7 @@ def drop(error: BaseException | None) -> None:
     """Ends a stream that no server will walk: the app gave another answer after our view."""
     source = request.environ.pop(_UNWALKED, None)
     if source is not None:
-        source.close()
+        source.drop()
 
 
 class StreamResponse(Response):
@@ -175,7 +175,7 @@ class _Begun(Detachable):
     def __del__(self) -> None:
         # PEP 3333 has servers call `close`, but werkzeug's does not where the client sent a RST.
         # Its handler drops us then, in its own thread. Where `close` was called this does nothing.
-        self._source.close()
+        self._source.drop()
 
     def _start(self, data: bytes) -> bytes:
         """Sends status and headers; returns the first bytes."""

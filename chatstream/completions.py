@@ -134,7 +134,7 @@ class WholeStream(_Completion):
             self.fail(ProviderEvent("The provider reported an error."))
         elif self.complete():
             self._gathered.clear()
-            self._events, self._bytes = 1, len(answer)
+            self._passed(answer, 1)
             return answer
         return b""
 

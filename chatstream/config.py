@@ -44,7 +44,7 @@ def _prefix(value: Any) -> str:
 
 def _place(value: Any) -> str | None:
     """Where something optional is mounted."""
-    if value is None or str(value).strip().lower() in ("", "off", "0"):
+    if _off(value):
         return None
     if value == "/":
         return "/"
@@ -123,6 +123,27 @@ def _count(value: Any) -> int:
     return number
 
 
+def _count_or_off(value: Any) -> int | None:
+    return None if _off(value) else _count(value)
+
+
+def _words_or_off(value: Any) -> tuple[str, ...] | None:
+    """A list, or a text with commas."""
+    if _off(value):
+        return None
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
+        raise ValueError("names separated by commas")
+    named = tuple(word.strip() for word in words)
+    if not all(named):
+        raise ValueError("names separated by commas")
+    return named
+
+
+def _off(value: Any) -> bool:
+    return value is None or str(value).strip().lower() in ("", "off", "0")
+
+
 def _seconds(value: Any) -> float:
     number = _number(value)
     if not 0 < number <= 86_400 * 7:
@@ -144,9 +165,7 @@ def _ttl(value: Any) -> float:
 
 
 def _seconds_or_off(value: Any) -> float | None:
-    if value is None or str(value).strip().lower() in ("", "off", "0"):
-        return None
-    return _seconds(value)
+    return None if _off(value) else _seconds(value)
 
 
 def _number(value: Any) -> float:
@@ -193,6 +212,23 @@ class Settings:
         "supersede",
         _choice("supersede", "reject"),
         "what a second stream of a live session does: supersede aborts the first, reject is a 409",
+    )
+    on_disconnect: str = _setting(
+        "abort",
+        _choice("abort", "finish"),
+        "what a client that leaves does: abort ends the stream; finish has the answer read to its"
+        " end, for who listens (`stream_ended`)",
+    )
+    allowed_models: tuple[str, ...] | None = _setting(
+        None,
+        _words_or_off,
+        "the models that may be asked, separated by commas; another is a 400; off for any",
+    )
+    max_tokens: int | None = _setting(
+        None,
+        _count_or_off,
+        "most tokens that an answer is asked for: what names more, or nothing, gets this; off for"
+        " no bound",
     )
     max_body: int = _setting(1024 * 1024, _count, "longest request body, bytes")
     max_streams: int | None = _setting(

@@ -42,9 +42,13 @@ class Exchange(Protocol):
 
     Attributes:
         sock: The client's socket. It does not block.
+        trailer: Bytes that `frame` has behind the data, once the response has begun.
     """
 
     sock: socket.socket
+
+    @property
+    def trailer(self) -> int: ...
 
     def begin(self, data: bytes) -> bytes:
         """The response's first bytes as they are sent: the head, and `data` framed."""
@@ -149,7 +153,8 @@ class Detached:
         self._ended = False  # its end is sent, or left
         self._pinged = False  # the last thing said was a ping
         self._left: bytes | memoryview = b""  # what the client's socket had no room for
-        self._gone = False  # the client
+        self._gone = False  # the client, and so the stream
+        self._alone = False  # the client, and the stream goes on
         self._spoke = monotonic()
         self._give_up_at = self._spoke + headers_timeout
         first = min(ping_interval, headers_timeout, idle_timeout)
@@ -195,6 +200,13 @@ class Detached:
 
     @_unbroken
     def _go_on(self) -> None:
+        if self._stream.unattended and not self._alone:
+            self._alone = True
+            if self._state is SENDING:  # nobody takes it any more
+                self._loop.forget_ready(self._client_fd)
+                self._left = b""
+                self._sent()
+                return
         if self._leave_headers() or (self._state is BODY and self._stream.ended):
             self._resume()
 
@@ -307,14 +319,20 @@ class Detached:
             Whether that was all. Else the rest is left, or the client is gone.
         """
         try:
-            count = self._exchange.sock.send(data)
+            count = len(data) if self._alone else self._exchange.sock.send(data)
         except _NO_ROOM:
             count = 0
         except OSError:
-            self._gone = True
-            return False
+            count = self._lose_client(len(data))
         self._left = data[count:]
         return not self._left
+
+    def _lose_client(self, count: int) -> int:
+        """A write says that the client is gone. Returns how much of that write is done with."""
+        self._stream.client_gone()
+        self._alone = self._stream.unattended
+        self._gone = not self._alone
+        return count if self._alone else 0
 
     @_unbroken
     def _sent(self) -> None:
@@ -328,7 +346,7 @@ class Detached:
     def _hold_up(self) -> None:
         """The client takes no more now, or never."""
         if self._gone:
-            self._stream.abort(Cause.CLIENT)
+            self._stream.abort(Cause.CLIENT)  # of it, or of the app, whose response cannot begin
             self._finish(whole=False)
             return
         self._wait_for(SENDING)
@@ -368,6 +386,9 @@ class Detached:
             self._timer = self._loop.call_later(max(0.0, due - now), self._on_time)
 
     def _ping(self) -> None:
+        if self._alone:
+            self._spoke = self._loop.now
+            return
         if self._state is not BODY and not self._leave_headers():
             return  # the provider's answer is just there
         self._pinged = True
@@ -422,4 +443,6 @@ class Detached:
         if self._timer is not None:
             self._loop.cancel(self._timer)
         self._stream.follow(None)
-        self._exchange.over(whole)
+        if self._left and not (self._ended or self._told):
+            self._stream.unsent(len(self._left) - self._exchange.trailer)
+        self._exchange.over(whole and not self._alone)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import contextvars
 import logging
 import os
 import socket
 import threading
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from blinker import Signal
 from flask import Flask
 
 from chatstream import bus, cli, native, server, slots, views
@@ -32,10 +35,12 @@ from chatstream.errors import (
 )
 from chatstream.iterable import StreamIterable
 from chatstream.loop import Loop, Timer
-from chatstream.outcome import Cause, Kind, Outcome
+from chatstream.outcome import Cancelled, Cause, Kind, Outcome, Started
 from chatstream.registry import Registry
+from chatstream.signals import cancel_answered, stream_ended, stream_started
 from chatstream.slots import UNKNOWN, Slots
 from chatstream.stream import Stream
+from chatstream.transcript import Transcript, prompt_tokens
 
 if TYPE_CHECKING:
     from chatstream.upstream import Upstream
@@ -83,7 +88,7 @@ class ChatStream:
         """
         settings = Settings.load(app.config, os.environ)
         bus.check(settings)
-        service = Service(settings, self._identify, _name_of(app, settings))
+        service = Service(settings, self._identify, _name_of(app, settings), app)
         app.extensions["chatstream"] = service
         server.enrol(service)
         server.follow_signals()
@@ -106,14 +111,20 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, identify: Identify | None = None, name: str = "0"
+        self,
+        settings: Settings,
+        identify: Identify | None = None,
+        name: str = "0",
+        app: Flask | None = None,
     ) -> None:
         """
         Args:
             settings: The app's.
             identify: See `Identify`.
             name: The app's on the bus: the same in every process, and no other app's.
+            app: Who is the sender of the signals. Not kept: only looked at while it lives.
         """
+        self._app = weakref.ref(app) if app is not None else _nobody
         self.name = name
         self.settings = settings
         self.identify = identify
@@ -129,7 +140,6 @@ class Service:
         self._looking = 0  # the process whose clients are looked at
         self._draining = self._drained = False
         self._stopped = False  # the loop is to end with the last stream
-        self._listeners: dict[object, Callable[[Outcome], object]] = {}  # changed in one step
         self._walked = False  # a stream was, though the server would have let go of it
         self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
         self._forked = native.allocate_lock()  # guards the one above
@@ -234,23 +244,6 @@ class Service:
         self.settings = settings
         self.registry.reject_conflicts = settings.on_conflict == "reject"
 
-    def on_end(self, listener: Callable[[Outcome], object]) -> Callable[[], None]:
-        """Has `listener` called once with every stream's outcome, right after its line in the log.
-
-        By then the response is over and its slot is free. The thread that served it is the one that
-        calls: the listener must not block. What it raises is logged. Safe from any thread.
-
-        Returns:
-            What ends that. Idempotent.
-        """
-        key = object()
-        self._listeners[key] = listener
-
-        def forget() -> None:
-            self._listeners.pop(key, None)
-
-        return forget
-
     def _stop_loop(self) -> None:
         """Ends the loop's thread, if `stop` left it for the last stream, which has gone now."""
         if self._stopped and self.at_rest():
@@ -295,10 +288,14 @@ class Service:
         if self._drained:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
+        stream.outlives_client = self.settings.on_disconnect == "finish"
+        if self._heard(stream_ended):
+            whole = stream.media_type == "application/json"
+            stream.transcript = Transcript(prompt_tokens(payload), whole=whole)
         timer = None
         try:
             if sock := _client_socket(environ or {}):
-                stream.client = self._loop.watch(sock, partial(stream.abort, Cause.CLIENT))
+                stream.client = self._loop.watch(sock, stream.client_gone)
                 self._begin_looking()
             if deadline := self.settings.stream_deadline:
                 timer = self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
@@ -309,6 +306,9 @@ class Service:
         if self._drained:  # meanwhile
             stream.abort(Cause.SHUTDOWN)
         log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
+        self._tell(
+            stream_started, started=Started(stream.session_id, stream.stream_id, stream.owner)
+        )
         return StreamIterable(
             stream,
             partial(self._connect, payload),
@@ -332,12 +332,23 @@ class Service:
             Unconfirmed: The worker that has it does not answer.
             BusUnavailable: Whether another worker has it cannot be found out.
         """
-        self._join()
+        begin, answer = monotonic(), "not_found"
         try:
-            return self._bus.cancel(owner, session_id, stream_id)
+            self._join()
+            stopped = self._bus.cancel(owner, session_id, stream_id)
+            answer = "stopped" if stopped else answer
+            return stopped
+        except StreamError as error:
+            answer = error.code
+            raise
         except OSError as error:
+            answer = BusUnavailable.code
             log.warning("[bus] %s: %s", self._bus.name, error)
             raise BusUnavailable from error
+        finally:
+            seconds = monotonic() - begin
+            cancel = Cancelled(session_id, stream_id, owner, answer, seconds)
+            self._tell(cancel_answered, cancel=cancel)
 
     def sessions(self, owner: str | None = None) -> Listing:
         """What lives in all workers of the app. Waits `PATIENCE` seconds for one that hangs.
@@ -481,19 +492,32 @@ class Service:
 
     def _closed(self, stream: Stream, timer: Timer | None, outcome: Outcome) -> None:
         self._let_go(stream, timer)
+        self.registry.enter(stream)  # a worker that ends waits for those who listen
         self.registry.remove(stream)
         with contextlib.suppress(OSError):  # the bus is broken, and has said so
             self._bus.release(_claim_of(stream))
         _log_outcome(outcome)
-        self._tell(outcome)
-        self._stop_loop()
+        try:
+            self._tell(stream_ended, outcome=outcome)
+        finally:
+            self.registry.leave(stream)
+            self._stop_loop()
 
-    def _tell(self, outcome: Outcome) -> None:
-        for listener in list(self._listeners.values()):
-            try:
-                listener(outcome)
-            except Exception:  # a listener's fault is no stream's
-                log.exception("[SSE] %s a listener failed", outcome.session_id)
+    def _heard(self, signal: Signal) -> bool:
+        """Whether somebody listens to what this app says."""
+        app = self._app()
+        return app is not None and signal.has_receivers_for(app)
+
+    def _tell(self, signal: Signal, **value: object) -> None:
+        """Says something to who listens, outside of any request.
+
+        In an empty context, for what the thread has of a request, or of another app's, is no
+        business of a listener's.
+        """
+        app = self._app()
+        if app is not None and signal.has_receivers_for(app):
+            for listener in signal.receivers_for(app):
+                contextvars.Context().run(_call, listener, app, value)
 
     def _let_go(self, stream: Stream, timer: Timer | None) -> None:
         if timer is not None:
@@ -523,12 +547,24 @@ def _detaches(settings: Settings) -> bool:
 
 def _look_at(stream: Stream, timeout: float) -> None:
     client = stream.client
-    if client is None:
+    if client is None or stream.unattended:
         return
     cause = Cause.CLIENT if client.vanished() else Cause.STALLED
     if cause is Cause.CLIENT or client.stalled(timeout):
-        stream.abort(cause)
+        stream.client_gone(cause)
         client.shutdown()
+
+
+def _call(listener: Callable[..., object], app: Flask, value: Mapping[str, object]) -> None:
+    try:
+        with app.app_context():
+            listener(app, **value)
+    except Exception:  # its fault is no stream's
+        log.exception("[SSE] a listener failed: %r", listener)
+
+
+def _nobody() -> None:
+    """In the place of a reference to an app."""
 
 
 _apps: Counter[str] = Counter()
@@ -557,6 +593,8 @@ def _log_outcome(outcome: Outcome) -> None:
         f"phase={outcome.phase.value} stream={outcome.stream_id} events={outcome.events}"
         f" bytes={outcome.bytes} duration={outcome.duration:.3f}s"
     )
+    if outcome.client_left:
+        facts += " client=left"
     if outcome.kind is Kind.FAILED:
         detail = f' detail="{outcome.detail}"' if outcome.detail else ""
         log.warning("[SSE] %s %s %s%s", outcome.session_id, outcome.words, facts, detail)

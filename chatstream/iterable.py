@@ -59,6 +59,7 @@ class StreamIterable:
         self._over = False  # nothing more will be
         self._closed = False
         self._pinged = False  # the last thing handed over was a ping
+        self._unsent = 0  # bytes handed over, and the server has not said that they are sent
         self._ping_at = self._give_up_at = 0.0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -89,7 +90,12 @@ class StreamIterable:
         return True
 
     def __next__(self) -> bytes:
-        data = b"" if self._over else self._advance() or self._conclude()
+        self._unsent = 0  # else the server would not be back
+        data = b"" if self._over else self._advance()
+        if data:
+            self._unsent = 0 if self._pinged else len(data)
+        else:
+            data = b"" if self._over else self._conclude()
         if not data:
             raise StopIteration
         if self._body is not None:
@@ -98,12 +104,24 @@ class StreamIterable:
         return data
 
     def close(self) -> None:
-        """Gives everything back. A stream that is not over lost its client."""
+        """Gives everything back. A stream that is not over lost its client.
+
+        One that outlives it is read to its end first: that takes as long as the provider does.
+        """
         if self._closed:
             return
         self._closed = self._over = True
+        self.stream.client_gone()
+        try:
+            while not self.stream.ended:
+                self._advance()
+        finally:
+            self.stream.abort(Cause.CLIENT)
+            self._give_back()
+
+    def _give_back(self) -> None:
         stream = self.stream
-        stream.abort(Cause.CLIENT)
+        stream.unsent(self._unsent)
         if stream.client is not None:
             stream.client.release()
         outcome = stream.outcome()
@@ -114,6 +132,11 @@ class StreamIterable:
                 stream.body.close()
         finally:
             self._on_close(outcome)
+
+    def drop(self) -> None:
+        """Ends a stream whose answer nobody is going to be sent. As `close`, and never waits."""
+        self.stream.abort(Cause.CLIENT)
+        self.close()
 
     def _advance(self) -> bytes:
         """The next bytes for the client; b"" when the stream has ended."""
@@ -147,9 +170,8 @@ class StreamIterable:
 
     def _call(self) -> None:
         self._changed = threading.Event()
-        self.stream.follow(self._changed.set)
-        if self.stream.ended or self.stream.body is not None:  # before that
-            self._changed.set()
+        self.stream.follow(self._on_change)
+        self._on_change()  # what changed before that
         try:
             if self._walk is not None:
                 self._walk(self.stream)
@@ -157,6 +179,11 @@ class StreamIterable:
             self.stream.fail(error)
         if not self.stream.ended:
             self._call_provider(self.stream)
+
+    def _on_change(self) -> None:
+        """In any thread. That the client has gone changes nothing: a write will say so."""
+        if self._changed is not None and (self.stream.ended or self.stream.body is not None):
+            self._changed.set()
 
     def _call_provider(self, stream: Stream) -> None:
         # Once: it has the whole request, which may be long, and the stream may be so too.

@@ -1,9 +1,10 @@
-"""Cause, Phase and Outcome: the values that say how a stream ended."""
+"""Cause, Phase and Outcome: the values that say how a stream ended. And how it started."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Cause(enum.Enum):
@@ -40,11 +41,59 @@ class Kind(enum.Enum):
     FAILED = "failed"
 
 
+class Usage(NamedTuple):
+    """Tokens of one call to the provider.
+
+    A provider says at the end of its answer what was used, so of a stopped one nobody knows.
+
+    Attributes:
+        prompt_tokens: Of what was asked; None if that is not known.
+        completion_tokens: Of the answer, its reasoning included; None if that is not known: of
+            a provider that had not said a word when it was stopped.
+        estimated: Whether it is our estimate, made of what was sent, and not the provider's word.
+    """
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class Started:
+    """A stream that was started. See `Outcome` for what they are."""
+
+    session_id: str
+    stream_id: str
+    owner: str
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What became of one cancel.
+
+    Attributes:
+        session_id: The chat that was to be stopped; None for all of the owner's.
+        stream_id: The stream it named, if it did.
+        owner: Who asked.
+        answer: "stopped", "not_found", "unconfirmed" or "bus_unavailable".
+        seconds: Until it had its answer.
+    """
+
+    session_id: str | None
+    stream_id: str | None
+    owner: str
+    answer: str
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How one stream ended. Exactly one per stream.
 
     Attributes:
+        session_id: The chat.
+        stream_id: This one answer.
+        owner: Whose it is, as `identify` said.
         cause: Set when `kind` is ABORTED.
         code: The error's code when `kind` is FAILED.
         detail: What more the log may say of that error; not for clients.
@@ -54,6 +103,15 @@ class Outcome:
             piece is one.
         bytes: Bytes of the provider handed to the server, its comments included.
         stop_ms: For ABORTED: milliseconds from noticing the stop to the upstream socket's shutdown.
+        time_to_headers: Seconds from the request to the provider's headers; None without any.
+        time_to_first_event: Seconds from the request to the first event; None without any.
+        text: What the client was sent of the answer, as text: the events that its connection took
+            whole. None where nobody listened when the stream began.
+        reasoning: The same of what the model thought aloud.
+        model: Who answered, as the provider says. As `text`.
+        usage: Tokens. None where the provider was not asked, and as `text`.
+        client_left: Whether the client was gone before the end, and the stream went on without it
+            (CHATSTREAM_ON_DISCONNECT=finish). Then `text` is all that the provider sent.
     """
 
     kind: Kind
@@ -68,6 +126,13 @@ class Outcome:
     events: int
     bytes: int
     stop_ms: float | None
+    time_to_headers: float | None = None
+    time_to_first_event: float | None = None
+    text: str | None = None
+    reasoning: str | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    client_left: bool = False
 
     @property
     def words(self) -> str:

@@ -13,8 +13,9 @@ import _socket
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
+from types import MappingProxyType
 from typing import Protocol
 
 from chatstream import native, sse
@@ -27,6 +28,7 @@ from chatstream.errors import (
     shutting_down,
 )
 from chatstream.outcome import Cause, Kind, Outcome, Phase
+from chatstream.transcript import Said, Transcript
 
 CLIENT_PATIENCE = 2.0
 """Seconds that a client may take no bytes once its stream was aborted."""
@@ -45,6 +47,8 @@ _TOLD = {
 
 _SLICE = 4096
 """Bytes that are looked at event by event, where not all events are plain ones."""
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 _COMMENT, _EVENT = sse.Kind.COMMENT, sse.Kind.EVENT
 
@@ -120,6 +124,10 @@ class Stream:
         phase: What the stream is doing. Written by whoever moves it; read for the log.
         client: The client's socket, where the server shows it.
         ended: Whether the verdict is there: completed, aborted or failed.
+        outlives_client: Whether it goes on when its client has gone. Set before it is moved.
+        unattended: Whether it did, and nobody is sent anything any more.
+        transcript: Keeps what the client is sent, where somebody listens. Set before it is moved.
+        headers: More of them for the provider's request. Set before it is moved.
         media_type: The answer's form, as the provider is asked for it and the client gets it.
         ping: What shows a client in silence that there is life: it means nothing in that form.
     """
@@ -135,6 +143,9 @@ class Stream:
         self.phase = Phase.NEW
         self.client: Client | None = None
         self.ended = False
+        self.outlives_client = self.unattended = False
+        self.transcript: Transcript | None = None
+        self.headers: Mapping[str, str] = _NO_HEADERS
         self.started = monotonic()
         # Guards the three below. Held for assignments only.
         self._lock = native.allocate_lock()
@@ -151,6 +162,7 @@ class Stream:
         self._bytes = 0
         self._stopped_in = Phase.NEW
         self._stop_ms = 0.0
+        self._answered_at = self._first_event_at = 0.0
 
     def __repr__(self) -> str:
         verdict = self._verdict
@@ -190,6 +202,17 @@ class Stream:
         if self.client is not None:
             self.client.expect_end(CLIENT_PATIENCE)
         return True
+
+    def client_gone(self, cause: Cause = Cause.CLIENT) -> None:
+        """The client takes nothing more: ends the stream for `cause`, or has it go on alone.
+
+        Safe from any thread. Idempotent. Never blocks.
+        """
+        if not self.outlives_client:
+            self.abort(cause)
+        elif not self.unattended:
+            self.unattended = True
+            self._tell()
 
     def fail(self, error: StreamError) -> bool:
         """Ends the stream for a fault. Like `abort`, with an error in the place of a cause."""
@@ -265,11 +288,12 @@ class Stream:
             if self._verdict is not None:
                 return False
             self._body = body
+        self._answered_at = monotonic()
         self._tell()
         return True
 
     def follow(self, callback: Callable[[], object] | None) -> None:
-        """Has `callback` run at each change - answered, ended - in the thread that makes it.
+        """Has `callback` run at each change - answered, alone, ended - in the thread that makes it.
 
         It must not block. What has changed before, it is not told of. Mover only.
         """
@@ -287,9 +311,22 @@ class Stream:
         out, events = self._splitter.plain(data) or self._examined(data)
         if self._verdict is not None and self.cause is not None:
             return b""
-        self._events += events
-        self._bytes += len(out)
+        self._passed(out, events)
         return out
+
+    def _passed(self, data: bytes, events: int) -> None:
+        """Notes what the client is about to be sent."""
+        if events and not self._events:
+            self._first_event_at = monotonic()
+        self._events += events
+        self._bytes += len(data)
+        if self.transcript is not None:
+            self.transcript.add(data)
+
+    def unsent(self, count: int) -> None:
+        """The last `count` bytes of what `feed` or `eof` returned last did not reach the client."""
+        if self.transcript is not None and not self.unattended:
+            self.transcript.drop(count)
 
     def _examined(self, data: bytes) -> tuple[bytes, int]:
         """The whole events that `data` completes, up to a terminal one, and how many they are.
@@ -359,6 +396,7 @@ class Stream:
             pass
         cause, verdict = self.cause, self._verdict
         error = verdict if isinstance(verdict, StreamError) else None
+        said = self._said(verdict is Kind.COMPLETED)
         return Outcome(
             kind=Kind.ABORTED if cause else Kind.FAILED if error else Kind.COMPLETED,
             session_id=self.session_id,
@@ -372,7 +410,24 @@ class Stream:
             events=self._events,
             bytes=self._bytes,
             stop_ms=self._stop_ms if cause else None,
+            time_to_headers=self._since_started(self._answered_at),
+            time_to_first_event=self._since_started(self._first_event_at),
+            text=said and said.text,
+            reasoning=said and said.reasoning,
+            model=said and said.model,
+            usage=said and said.usage,
+            client_left=self.unattended,
         )
+
+    def _said(self, completed: bool) -> Said | None:
+        """What the client was sent, where that was kept."""
+        if self.transcript is None:
+            return None
+        asked = self._stopped_in not in (Phase.NEW, Phase.CONNECTING)
+        return self.transcript.said(asked=asked, whole=completed or self._finish_reason)
+
+    def _since_started(self, instant: float) -> float | None:
+        return instant - self.started if instant else None
 
 
 class ProviderEvent(UpstreamError):

@@ -97,6 +97,7 @@ class FakeExchange:
         """What its threads raised."""
         self._close = close
         self._chunked = chunked
+        self.trailer = 2 if chunked else 0
         self._threads: list[threading.Thread] = []
 
     def begin(self, data: bytes) -> bytes:

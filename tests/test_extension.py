@@ -1530,33 +1530,6 @@ def test_other_settings_from_the_next_stream_on(service: MakeService, gate: Gate
     assert gate.answers == 0
 
 
-def test_who_listens_hears_of_every_end(service: MakeService, lines: Lines, gate: Gate) -> None:
-    """Once for each stream, after its line, when its slot is free; not after it has left."""
-    us, heard = service(), []
-    forget = us.on_end(lambda o: heard.append((o.session_id, o.words, lines()[-1], us.at_rest())))
-    us.open(PAYLOAD, session_id="s-1").close()
-    us.abort("s-2", "t-2")
-    us.open(PAYLOAD, session_id="s-2", stream_id="t-2").close()
-    forget()
-    forget()
-    us.open(PAYLOAD, session_id="s-3").close()
-    words = "aborted by client/cancel"
-    assert [entry[:2] for entry in heard] == [("s-1", words), ("s-2", words)]
-    assert all(f"[SSE] {name} {words} cause=" in line for name, _, line, _ in heard)
-    assert all(at_rest for *_, at_rest in heard)
-
-
-def test_a_listener_that_fails_harms_nobody(service: MakeService, lines: Lines) -> None:
-    """It is logged, the others hear, and the stream has ended as ever."""
-    us, heard = service(), []
-    us.on_end(lambda outcome: 1 / 0)
-    us.on_end(lambda outcome: heard.append(outcome.session_id))
-    us.open(PAYLOAD, session_id="s-1").close()
-    assert heard == ["s-1"]
-    assert us.at_rest()
-    assert lines()[-1] == "[SSE] s-1 a listener failed"
-
-
 def test_a_stream_opened_before_stop_and_walked_after_it(
     service: MakeService, provider: responses.RequestsMock
 ) -> None:

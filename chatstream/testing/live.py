@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from chatstream.signals import stream_ended
 from chatstream.testing.browser import Answer, Browser
 from chatstream.testing.provider import join, service_of
 
@@ -50,7 +51,8 @@ class Live(Browser):
             self._service.reconfigure(dataclasses.replace(settings, max_streams=STREAMS))
         self._outcomes: dict[str, Outcome] = {}
         self._news = threading.Condition()  # guards the above
-        self._forget = self._service.on_end(self._note)
+        self._app = app
+        stream_ended.connect(self._note, app)
         self._handlers: set[threading.Thread] = set()
         self._server = make_server(
             "127.0.0.1", 0, app, threaded=True, request_handler=_handler(self._handlers)
@@ -114,12 +116,12 @@ class Live(Browser):
         self._thread.join()
         self._service.reconfigure(self._settings)
         stuck = join(self._handlers)
-        self._forget()
+        stream_ended.disconnect(self._note, self._app)
         if stuck:
             message = f"{stuck} requests to the app are still being answered, by {self.url}"
             warnings.warn(message, ResourceWarning, stacklevel=2)
 
-    def _note(self, outcome: Outcome) -> None:
+    def _note(self, _app: Flask, outcome: Outcome) -> None:
         with self._news:
             self._outcomes[outcome.stream_id] = outcome
             self._news.notify_all()

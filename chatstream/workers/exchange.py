@@ -200,6 +200,11 @@ class Exchange:
         resp.write(data)  # knows what the app has said of the length
         return self._out.taken()
 
+    @property
+    def trailer(self) -> int:
+        """A chunk's CRLF (RFC 9112, section 7.1)."""
+        return 2 if self._resp.chunked else 0
+
     def end(self) -> bytes:
         """What ends the response."""
         self._resp.close()

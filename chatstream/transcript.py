@@ -1,0 +1,173 @@
+"""Transcript: what a client was sent, as text. Pure; kept only where somebody listens.
+
+    provider's events ──> add ──> pending ──> read, some 16 KB at a time ──> text, reasoning, usage
+                                     └─ what the client did not take: dropped
+
+JSON is read in batches: many events in a row cost a few microseconds each, one at a time several
+times that. And only what was sent before is read, so what was not can still be dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from typing import Any, NamedTuple
+
+from chatstream import sse
+from chatstream.outcome import Usage
+
+BATCH = 16 * 1024
+"""Bytes of events that wait to be read."""
+
+A_CHARACTER = 0.3
+A_WIDE_CHARACTER = 0.6
+"""Tokens of a character, and of a Chinese one: what DeepSeek's documentation says of its models.
+
+https://api-docs.deepseek.com/quick_start/token_usage
+"""
+
+_WIDE = re.compile("[\u2e80-\U0003ffff]+")
+
+
+class Said(NamedTuple):
+    """What a transcript comes to.
+
+    Attributes:
+        text: The answer's text, of the first choice.
+        reasoning: What the model thought aloud before it.
+        model: Who answered, as the provider says; None if it does not.
+        usage: See `Outcome`.
+    """
+
+    text: str
+    reasoning: str
+    model: str | None
+    usage: Usage | None
+
+
+class Transcript:
+    """What one client was sent. Owner thread only: whoever moves its stream."""
+
+    def __init__(self, prompt_tokens: int | None = None, *, whole: bool = False) -> None:
+        """
+        Args:
+            prompt_tokens: What was asked, as far as that can be estimated.
+            whole: Whether the answer is one piece of JSON, not events.
+        """
+        self._prompt_tokens = prompt_tokens
+        self._whole = whole
+        self._pending = bytearray()
+        self._text = io.StringIO()
+        self._reasoning = io.StringIO()
+        self._deltas = 0
+        self._model: str | None = None
+        self._reported: Usage | None = None
+
+    def add(self, data: bytes) -> None:
+        """Whole events, or a whole answer, are about to be sent. All that came before was."""
+        if len(self._pending) >= BATCH:
+            self._read()
+        self._pending += data
+
+    def drop(self, count: int) -> None:
+        """The last `count` bytes of what was added last were not sent."""
+        if count > 0:
+            del self._pending[-count:]
+
+    def said(self, *, asked: bool, whole: bool) -> Said:
+        """What it comes to.
+
+        Args:
+            asked: Whether the provider got the request; else nothing was used.
+            whole: Whether the provider has said all it had to.
+        """
+        self._read()
+        text, reasoning = self._text.getvalue(), self._reasoning.getvalue()
+        usage = self._usage(text, reasoning, whole) if asked else None
+        return Said(text, reasoning, self._model, usage)
+
+    def _usage(self, text: str, reasoning: str, whole: bool) -> Usage:
+        """The provider's figures, or what can be made of what is known."""
+        reported = self._reported
+        if reported is not None:
+            return reported if whole else reported._replace(estimated=True)
+        tokens = None  # a model that has said nothing may have thought for long
+        if self._deltas:
+            tokens = max(self._deltas, estimate(text) + estimate(reasoning))
+        return Usage(self._prompt_tokens, tokens, estimated=True)
+
+    def _read(self) -> None:
+        data = bytes(self._pending)
+        self._pending.clear()
+        if self._whole:
+            self._note(_parsed(data))
+            return
+        for block in sse.Splitter().feed(data):
+            value, _ = sse.fields(block)
+            if value is not None:
+                self._note(_parsed(value))
+
+    def _note(self, value: Any) -> None:
+        """One event's JSON, or the whole answer's."""
+        if not isinstance(value, dict):
+            return
+        if self._model is None and isinstance(value.get("model"), str):
+            self._model = value["model"]
+        if isinstance(value.get("usage"), dict):
+            self._reported = _usage_of(value["usage"])
+        for choice in _dicts(value.get("choices")):
+            said = choice.get("message" if self._whole else "delta")
+            if choice.get("index", 0) == 0 and isinstance(said, dict):
+                self._note_choice(said)
+
+    def _note_choice(self, said: dict[str, Any]) -> None:
+        thought = said.get("reasoning_content") or said.get("reasoning")  # DeepSeek's; OpenRouter's
+        for words, kept in ((said.get("content"), self._text), (thought, self._reasoning)):
+            if words and isinstance(words, str):
+                kept.write(words)
+                self._deltas += 1
+
+
+def estimate(text: str) -> int:
+    """How many tokens `text` is, about. At least one where there is any."""
+    wide = sum(map(len, _WIDE.findall(text)))
+    return math.ceil(wide * A_WIDE_CHARACTER + (len(text) - wide) * A_CHARACTER)
+
+
+def prompt_tokens(payload: bytes) -> int | None:
+    """How many tokens the text of a chat request is, about; None where that cannot be read."""
+    request = _parsed(payload)
+    messages = request.get("messages") if isinstance(request, dict) else None
+    if not isinstance(messages, list):
+        return None
+    return sum(estimate(_words(message.get("content"))) for message in _dicts(messages))
+
+
+def _words(content: Any) -> str:
+    """A message's text: it has one, or parts of which some are text."""
+    if isinstance(content, str):
+        return content
+    parts = (part.get("text") for part in _dicts(content))
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _usage_of(value: dict[str, Any]) -> Usage:
+    return Usage(_count(value.get("prompt_tokens")), _count(value.get("completion_tokens")))
+
+
+def _count(value: Any) -> int | None:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if good else None
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
