@@ -1,27 +1,24 @@
 """The standalone service: `gunicorn wsgi:app`."""
 
 import logging
-import os
 import sys
 
 from flask import Flask
 
-from chatstream import ChatStream, ConfigError
-from chatstream.config import STANDALONE
+from chatstream import ConfigError, standalone
 
 
 def create_app() -> Flask:
-    """A Flask app with the page, the chat routes and OpenAI's, set up from the environment."""
+    """The app, with a log. Without a good setting the process ends, with a sentence."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
-    app = Flask("chatstream")
-    app.config.update({key: os.environ.get(key, value) for key, value in STANDALONE.items()})
     try:
-        ChatStream(app)
+        app = standalone.create_app()
     except ConfigError as error:
         print(f"chatstream: {error}", file=sys.stderr)
         sys.exit(3)  # gunicorn takes 3 for "do not start this worker again"
+    standalone.warn_if_open(app)
     return app
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from chatstream.errors import ConfigError
@@ -144,6 +145,43 @@ def _off(value: Any) -> bool:
     return value is None or str(value).strip().lower() in ("", "off", "0")
 
 
+class Token(NamedTuple):
+    """A bearer token, and whose it is."""
+
+    owner: str
+    secret: str
+
+
+def _tokens(value: Any) -> tuple[Token, ...]:
+    """`owner:token` or a token alone, whose owner is then a name made of it."""
+    words = value.replace(",", " ").split() if isinstance(value, str) else None
+    tokens = [_token(word) for word in words or ()]
+    owners = {token.secret: token.owner for token in tokens}
+    if words is None or any(owners[token.secret] != token.owner for token in tokens):
+        raise ValueError("tokens, each owner:token or a token alone, none of two owners")
+    return tuple(tokens)
+
+
+def _token(word: str) -> Token:
+    owner, colon, secret = word.partition(":")
+    if not colon:
+        owner, secret = f"token-{sha256(word.encode()).hexdigest()[:12]}", word
+    if not re.fullmatch(r"[A-Za-z0-9._@+-]{1,64}", owner) or not re.fullmatch(r"[!-9;-~]+", secret):
+        raise ValueError(
+            "tokens of printable ASCII without colons, separated by commas; before each may stand"
+            " an owner (A-Z a-z 0-9 . _ @ + -) and a colon"
+        )
+    return Token(owner, secret)
+
+
+def _origins_or_off(value: Any) -> tuple[str, ...] | None:
+    origins = _words_or_off(value)
+    form = r"\*|https?://[A-Za-z0-9.\[\]:-]+"
+    if origins is not None and not all(re.fullmatch(form, origin) for origin in origins):
+        raise ValueError("origins such as https://chat.example.org separated by commas, or *")
+    return origins
+
+
 def _seconds(value: Any) -> float:
     number = _number(value)
     if not 0 < number <= 86_400 * 7:
@@ -230,6 +268,26 @@ class Settings:
         "most tokens that an answer is asked for: what names more, or nothing, gets this; off for"
         " no bound",
     )
+    max_tokens_field: str = _setting(
+        "max_tokens",
+        _choice("max_tokens", "max_completion_tokens"),
+        "what the provider calls that; it gets this one of the two",
+    )
+    tokens: tuple[Token, ...] = _setting(
+        (),
+        _tokens,
+        "bearer tokens that may use the service, separated by commas, each alone or as owner:token;"
+        " for a service without `identify`",
+        secret=True,
+    )
+    admin_tokens: tuple[Token, ...] = _setting(
+        (), _tokens, "the same for admins, who may list and stop everybody's streams", secret=True
+    )
+    cors_origins: tuple[str, ...] | None = _setting(
+        None,
+        _origins_or_off,
+        "origins of other pages that may use the routes, separated by commas; off for none",
+    )
     max_body: int = _setting(1024 * 1024, _count, "longest request body, bytes")
     max_streams: int | None = _setting(
         None, _count, "stream slots of a worker; under gunicorn worked out, else 3"
@@ -300,6 +358,14 @@ class Settings:
             raise ConfigError(faults[0]) from None
         return settings
 
+    def _contradictions(self) -> Iterator[str]:
+        """Settings that are good, but not together."""
+        if self.allowed_models is not None and self.model not in self.allowed_models:
+            yield "CHATSTREAM_MODEL must be one of CHATSTREAM_ALLOWED_MODELS."
+        admins = {token.secret for token in self.admin_tokens}
+        if admins & {token.secret for token in self.tokens}:
+            yield "A token must not be both in CHATSTREAM_TOKENS and in CHATSTREAM_ADMIN_TOKENS."
+
     @classmethod
     def survey(
         cls, config: Mapping[str, Any], environ: Mapping[str, str]
@@ -318,7 +384,8 @@ class Settings:
                     values[setting.name] = _checked(key, value, check, setting.repr)
             except ConfigError as error:
                 faults.append(str(error))
-        return cls(**values), faults
+        settings = cls(**values)
+        return settings, [*faults, *settings._contradictions()]
 
 
 def known_keys() -> set[str]:

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 from blinker import Signal
 from flask import Flask
 
-from chatstream import bus, cli, native, server, slots, views
+from chatstream import bus, cli, cors, native, server, slots, views
+from chatstream.asking import Prepare
 from chatstream.bus.base import Action, Answer, Bus, Claim, Listing, Live, Name, Request, digest
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
 from chatstream.errors import (
     BusUnavailable,
     Busy,
+    ConfigError,
     RequestTimeout,
     StreamAborted,
     StreamError,
@@ -40,6 +42,7 @@ from chatstream.registry import Registry
 from chatstream.signals import cancel_answered, stream_ended, stream_started
 from chatstream.slots import UNKNOWN, Slots
 from chatstream.stream import Stream
+from chatstream.tokens import CHALLENGE, Tokens
 from chatstream.transcript import Transcript, prompt_tokens
 
 if TYPE_CHECKING:
@@ -60,6 +63,9 @@ Identify = Callable[[], Any]
 """Names the caller of the present request: a str or an int. A response is sent as it is; None is
 answered with 401."""
 
+Admin = Callable[[], bool]
+"""Whether the caller of the present request may see and stop everybody's streams."""
+
 
 class ChatStream:
     """Mounts the chat routes in a Flask app.
@@ -70,13 +76,25 @@ class ChatStream:
     Nothing of an app is kept here; `app.extensions["chatstream"]` has its `Service`.
     """
 
-    def __init__(self, app: Flask | None = None, *, identify: Identify | None = None) -> None:
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        identify: Identify | None = None,
+        admin: Admin | None = None,
+        prepare: Prepare | None = None,
+    ) -> None:
         """
         Args:
             app: The app to mount in, or None and a later `init_app`.
-            identify: See `Identify`. Without it, all callers are one owner.
+            identify: See `Identify`. Without it, and without CHATSTREAM_TOKENS, all callers are one
+                owner.
+            admin: See `Admin`. Without it nobody is.
+            prepare: See `Prepare`. Without it the provider gets what the caller asks.
         """
         self._identify = identify
+        self._admin = admin
+        self._prepare = prepare
         if app is not None:
             self.init_app(app)
 
@@ -89,6 +107,9 @@ class ChatStream:
         settings = Settings.load(app.config, os.environ)
         bus.check(settings)
         service = Service(settings, self._identify, _name_of(app, settings), app)
+        service.prepare = self._prepare
+        service.admin = self._admin
+        self._use_tokens(service)
         app.extensions["chatstream"] = service
         server.enrol(service)
         server.follow_signals()
@@ -96,6 +117,21 @@ class ChatStream:
         app.register_error_handler(RequestTimeout, views.timed_out)
         app.register_blueprint(views.blueprint(settings))
         app.cli.add_command(cli.group)
+        cors.allow(app, settings)
+
+    def _use_tokens(self, service: Service) -> None:
+        """Has the settings' tokens say who may, where there are any."""
+        settings = service.settings
+        if not settings.tokens and not settings.admin_tokens:
+            return
+        if self._identify is not None or self._admin is not None:
+            raise ConfigError(
+                "CHATSTREAM_TOKENS and CHATSTREAM_ADMIN_TOKENS say who may use a service without"
+                " `identify` and `admin`, and this app has these. Remove the one or the other."
+            )
+        tokens = Tokens(settings)
+        service.identify, service.admin = tokens.identify, tokens.is_admin
+        service.challenge = CHALLENGE
 
 
 class Service:
@@ -108,6 +144,9 @@ class Service:
         settings: The app's settings.
         registry: Its live streams.
         identify: See `Identify`.
+        admin: See `Admin`.
+        prepare: See `Prepare`.
+        challenge: What a 401 says of how to log in, or None: the app knows.
     """
 
     def __init__(
@@ -128,6 +167,9 @@ class Service:
         self.name = name
         self.settings = settings
         self.identify = identify
+        self.admin: Admin | None = None
+        self.prepare: Prepare | None = None
+        self.challenge: str | None = None
         self.registry = Registry(
             _slots(settings),
             reject_conflicts=settings.on_conflict == "reject",

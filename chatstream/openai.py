@@ -17,9 +17,10 @@ from flask import Response, request
 from flask.blueprints import BlueprintSetupState
 
 from chatstream.answering import add_routes, other_method, refusal, streamed
+from chatstream.asking import capped, prepared
 from chatstream.completions import ChunkStream, WholeStream, error_object
 from chatstream.errors import Busy, Refused, StreamError
-from chatstream.reading import check_messages, encoded, json_body, named, owner, service
+from chatstream.reading import check_messages, json_body, owner, service, session_and_stream
 from chatstream.stream import Stream
 
 ASKING = 2
@@ -34,6 +35,8 @@ _IN_VAIN = {
     "answer_too_large",
 }
 """Faults that the next call would meet too, or that cost as much: OpenAI's clients repeat a 5xx."""
+
+_NAMES = ("X-Session-Id", "X-Stream-Id")
 
 _askers = threading.BoundedSemaphore(ASKING)
 
@@ -60,13 +63,16 @@ def completions() -> Any:
         return name
     try:
         body = json_body(service().settings.max_body)
-        session_id = named(request.headers.get("X-Session-Id"), "X-Session-Id")
-        stream_id = named(request.headers.get("X-Stream-Id"), "X-Stream-Id")
-        whole, form = _form(body)
+        names = session_and_stream(map(request.headers.get, _NAMES), _NAMES)
+        wanted = _wanted(body)
+        body = prepared(body, names, name)
+        if not isinstance(body, dict):
+            return body
+        whole, form = _form(body, wanted)
         source = service().open(
-            encoded(body),
-            session_id=session_id,
-            stream_id=stream_id,
+            capped(body, service().settings),
+            session_id=names[0],
+            stream_id=names[1],
             owner=name,
             environ=request.environ,
             form=form,
@@ -109,16 +115,24 @@ def _refuse_whole(stream: Stream, error: StreamError) -> Response:
     return response
 
 
-def _form(body: dict[str, Any]) -> tuple[bool, Callable[[str, str, str], Stream]]:
-    """Checks the body, and adds a model where it names none.
-
-    Returns:
-        Whether an answer in one piece is asked for, and what makes the stream.
-    """
+def _wanted(body: dict[str, Any]) -> bool | None:
+    """What the request's `stream` says."""
     check_messages(body)
     wanted = body.get("stream")
     if not (wanted is None or isinstance(wanted, bool)):
         raise Refused("stream must be true or false.", code="bad_stream")
+    return wanted
+
+
+def _form(
+    body: dict[str, Any], wanted: bool | None
+) -> tuple[bool, Callable[[str, str, str], Stream]]:
+    """Whether the answer is to be in one piece, and what makes the stream.
+
+    That is what its client understands, whatever the app has made of the request.
+    """
+    if wanted is not None or "stream" in body:
+        body["stream"] = bool(wanted)
     if body.get("model") is None:
         body["model"] = service().settings.model
     model = body["model"] if isinstance(body["model"], str) else ""

@@ -19,6 +19,8 @@ BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
             "bad_json": "the body is no JSON object, or broke off",
             "bad_messages": "messages is not a non-empty list of objects with a role",
             "bad_id": "sessionId or streamId has another form",
+            "bad_number": "max_tokens or n is no whole number from 1 on, or too high",
+            "model_not_allowed": "the model is none of those that may be asked",
             "upstream_rejected": "the provider rejected the request; its message",
         },
     ),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -43,8 +44,8 @@ def owner(refuse: Callable[[StreamError], Response]) -> Any:
         return ""
     name = identify()
     if name is None:
-        return refuse(Refused("Who are you? Please log in.", code="unauthenticated", status=401))
-    if _is_response(name):
+        return _unknown(refuse)
+    if is_response(name):
         return name
     if isinstance(name, (str, int)) and not isinstance(name, bool):
         return str(name)  # a plain one, also of a LocalProxy
@@ -53,8 +54,30 @@ def owner(refuse: Callable[[StreamError], Response]) -> Any:
     )
 
 
-def _is_response(value: object) -> bool:
+def _unknown(refuse: Callable[[StreamError], Response]) -> Response:
+    response = refuse(Refused("Who are you? Please log in.", code="unauthenticated", status=401))
+    if service().challenge is not None:
+        response.headers["WWW-Authenticate"] = service().challenge
+    return response
+
+
+def is_response(value: object) -> bool:
+    """Whether a hook of the app's returned what Flask can send."""
     return isinstance(value, (Response, tuple)) or hasattr(value, "get_wsgi_response")
+
+
+def session_and_stream(given: Iterable[Any], places: tuple[str, str]) -> tuple[str, str]:
+    """The names of a request's session and stream; made up where it gives none.
+
+    Args:
+        given: The two, as they are in the request.
+        places: Where in it they are.
+
+    Raises:
+        Refused: One has not the form of a name.
+    """
+    session, stream = (named(*pair) for pair in zip(given, places, strict=True))
+    return session or uuid.uuid4().hex, stream or uuid.uuid4().hex
 
 
 def argument(name: str) -> str | None:

@@ -12,18 +12,10 @@ from flask.blueprints import BlueprintSetupState
 
 from chatstream import openai, page
 from chatstream.answering import add_routes, as_json, drop, other_method, refuse, streamed
+from chatstream.asking import NAMES, capped, prepared
 from chatstream.errors import RequestTimeout, StreamError
 from chatstream.openapi import document
-from chatstream.reading import (
-    ID,
-    argument,
-    check_messages,
-    encoded,
-    json_body,
-    named,
-    owner,
-    service,
-)
+from chatstream.reading import ID, argument, json_body, owner, service, session_and_stream
 
 if TYPE_CHECKING:
     from chatstream.config import Settings
@@ -64,12 +56,14 @@ def stream() -> Any:
     try:
         body = json_body(service().settings.max_body)
         # Taken out of it: they are ours, not the provider's.
-        session_id = named(body.pop("sessionId", None), "sessionId")
-        stream_id = named(body.pop("streamId", None), "streamId")
+        names = session_and_stream([body.pop(key, None) for key in NAMES], NAMES)
+        body = prepared(body, names, name)
+        if not isinstance(body, dict):
+            return body
         source = service().open(
             _payload(body, service()),
-            session_id=session_id,
-            stream_id=stream_id,
+            session_id=names[0],
+            stream_id=names[1],
             owner=name,
             environ=request.environ,
         )
@@ -119,12 +113,9 @@ def timed_out(error: RequestTimeout) -> Response:
 
 def _payload(body: dict[str, Any], service: Service) -> bytes:
     """The provider's request: the caller's, with what is forced and what is missing."""
-    check_messages(body)
     body["stream"] = True
-    if body.get("model") is None:
-        body["model"] = service.settings.model
     if service.settings.include_usage:
         options = body.get("stream_options")
         given = options if isinstance(options, dict) else {}
         body["stream_options"] = {**given, "include_usage": True}
-    return encoded(body)
+    return capped(body, service.settings)

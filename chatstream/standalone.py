@@ -1,0 +1,35 @@
+"""The standalone service: the app of `gunicorn wsgi:app` and of `python -m chatstream`."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from flask import Flask
+
+from chatstream.config import STANDALONE
+from chatstream.extension import ChatStream
+
+log = logging.getLogger("chatstream")
+
+
+def create_app() -> Flask:
+    """A Flask app with the page, the chat's routes and OpenAI's, set up from the environment.
+
+    Raises:
+        ConfigError: A setting is wrong; the message names it.
+    """
+    app = Flask("chatstream")
+    app.config.update({key: os.environ.get(key, value) for key, value in STANDALONE.items()})
+    ChatStream(app)
+    return app
+
+
+def warn_if_open(app: Flask) -> None:
+    """Says at start-up that whoever reaches the service may use it, where that is so."""
+    service = app.extensions["chatstream"]
+    if service.identify is None:
+        log.warning(
+            "The service is open: whoever reaches it can ask, at your provider's cost. Set"
+            " CHATSTREAM_TOKENS to the bearer tokens that may."
+        )
