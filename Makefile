@@ -1,11 +1,11 @@
-# make demo | test | lint | bench | soak | run: each sets up what it needs, in .venv.
+# make demo | test | lint | docs | bench | soak | run: each sets up what it needs, in .venv.
 # make bench BENCH='--quick --only cpu' takes the options of python -m bench.
 PYTHON ?= python3
 BIN := .venv/bin
 # An editable install warns of folders that have the package's name: there are none.
 PIP := PYTHONWARNINGS=ignore $(BIN)/pip
 
-.PHONY: demo run test lint bench soak clean
+.PHONY: demo run test lint docs bench soak clean
 
 demo: .venv/.run  ## the built-in provider and gunicorn, and what to type
 	@$(BIN)/python examples/demo.py
@@ -28,6 +28,10 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/.dev  ## the pages as a site, in site/
+	$(BIN)/python -m docs.hooks.settings
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: .venv/.bench  ## ours and the peers that can be had here; bench/RESULTS.md, docs/charts
 	$(BIN)/python -m bench $(BENCH)
 
@@ -36,7 +40,7 @@ soak: .venv/.dev  ## chaos for SECONDS, from SEED on, and a table
 	@$(BIN)/python -m tests.integration.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 clean:
-	rm -rf .venv .venv-litellm bench/peers/vercel/node_modules tests/node/node_modules
+	rm -rf site .venv .venv-litellm bench/peers/vercel/node_modules tests/node/node_modules
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,61 @@
+"""A hook of MkDocs: the pages' links work on a plain git host, and in the site as well.
+
+A link that leads out of docs/, such as ../bench/RESULTS.md, is to a file that the site has not. It
+gets a copy, and the link leads there. Comments for the tests are left out.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkdocs.structure.files import File, Files
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
+_COMMENT = re.compile(r"<!-- (?:block:|hidden ).*?-->\n?", re.DOTALL)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds what pages link to outside of docs/, and what that links to in turn."""
+    pages = [file.abs_src_path for file in files.documentation_pages()]
+    wanted = {name for page in pages if page for name in _outside(Path(page))}
+    seen: set[str] = set()
+    while wanted - seen:
+        name = (wanted - seen).pop()
+        seen.add(name)
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+        if name.endswith(".md"):
+            wanted |= {link for link in _links(ROOT / name) if not link.startswith("docs/")}
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A page of docs/ links to the copies; a copy links to the pages where they are now."""
+    markdown = _COMMENT.sub("", markdown)
+    if page.file.generated_by is None:
+        return _OUTSIDE.sub(r"](\1\2)", markdown)
+    return re.sub(r"\]\((?:\.\./)*docs/", "](" + _up(page.file.src_uri), markdown)
+
+
+def _up(name: str) -> str:
+    return "../" * name.count("/")
+
+
+def _outside(page: Path) -> set[str]:
+    """Names, from the checkout's root, of the files outside docs/ that a page of it links to."""
+    return {match[1] for match in _OUTSIDE.finditer(page.read_text())}
+
+
+def _links(page: Path) -> set[str]:
+    """Names, from the checkout's root, of the files that a page outside docs/ links to."""
+    folder = page.parent.relative_to(ROOT).as_posix()
+    found = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text())
+    return {posixpath.normpath(posixpath.join(folder, name)) for name in found}

@@ -1,0 +1,59 @@
+"""Writes the table of settings into docs/settings.md: `python -m docs.hooks.settings`.
+
+What it says is what chatstream/config.py says: a row for each field of `Settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from chatstream.config import PREFIX, Settings
+
+PAGE = Path(__file__).resolve().parents[1] / "settings.md"
+
+_BETWEEN = re.compile(r"(?<=<!-- generated: python -m docs.hooks.settings -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def table() -> str:
+    """The table, in Markdown."""
+    head = "| key | default | |\n|---|---|---|\n"
+    return head + "".join(map(_row, dataclasses.fields(Settings)))
+
+
+def renewed(text: str) -> str:
+    """The page with the table as it is now.
+
+    Raises:
+        ValueError: The page has no place for it.
+    """
+    made, number = _BETWEEN.subn(lambda _: f"\n{table()}\n", text)
+    if number != 1:
+        raise ValueError(f"{PAGE.name} needs one place for the table, and has {number}")
+    return made
+
+
+def _row(setting: dataclasses.Field[Any]) -> str:
+    key = PREFIX + setting.name.upper()
+    return f"| `{key}` | {_shown(setting.default)} | {_escaped(setting.metadata['help'])} |\n"
+
+
+def _shown(default: Any) -> str:
+    """As it stands in the environment. What is none, or nothing, has no value there."""
+    if default is None or default in ("", ()):
+        return ""
+    if isinstance(default, bool):
+        return f"`{int(default)}`"
+    if isinstance(default, float):
+        return f"`{default:g}`"
+    return f"`{default}`"
+
+
+def _escaped(help: str) -> str:
+    return help.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text()))

@@ -1,0 +1,147 @@
+"""What is done with a block, by its language. One that has none here fails its test."""
+
+from __future__ import annotations
+
+import json
+import linecache
+import re
+import subprocess
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from chatstream.openapi import document
+from tests.conftest import PATIENCE, eventually, require
+from tests.docs.blocks import ROOT, Block
+from tests.docs.reader import Reader
+from tests.docs.shell import commands, shows
+
+MODULE = ROOT / "chatstream" / "page" / "chatstream.js"
+
+
+def run(block: Block, reader: Reader) -> None:
+    """Does what a block says. Raises, mostly AssertionError, where it does not hold."""
+    reader.names["shown"] = block.text if not block.hidden else reader.names.get("shown", "")
+    if name := block.options.get("file"):
+        (reader.folder / name).write_text(block.text)
+        return
+    if block.language not in RUNNERS:
+        raise AssertionError(f"{block.name}: nothing here runs {block.language or 'no language'}")
+    RUNNERS[block.language](block, reader)
+
+
+def python(block: Block, reader: Reader) -> None:
+    """Is executed, after all Python before it on the page."""
+    text = reader.here(block.text)
+    source = "\n" * (block.line - 1) + text  # so that a traceback has the page's lines
+    name = f"<{block.page.name}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(source, name, "exec"), reader.names)
+
+
+def console(block: Block, reader: Reader) -> None:
+    """Each command is typed, and says what the page shows after it, if it shows something.
+
+    Options: `background=<what it prints once it runs>` for the last command, `exit=<code>`,
+    `in=checkout`.
+    """
+    typed = commands(block.text)
+    wanted = int(block.options.get("exit", 0))
+    enter = 'cd "$CHECKOUT"; ' if block.options.get("in") == "checkout" else ""
+    for number, (command, shown) in enumerate(typed, 1):
+        if "background" in block.options and number == len(typed):
+            reader.begin(f"{enter}{command}", block.options["background"])
+            continue
+        script = f"{enter}{reader.here(command)}\n" + ('cd - >/dev/null' if enter else "")
+        code, said = reader.shell.type(_keeping_status(script) if enter else reader.here(command))
+        assert code == wanted, f"{command} ended with {code}:\n{said}"
+        expected = [reader.here(line) for line in shown]
+        if any(line.strip() for line in shown):
+            assert shows(expected, said), f"{command} said:\n{said}\nand not:\n" + "\n".join(expected)
+        reader.names["said"] = said
+
+
+def _keeping_status(script: str) -> str:
+    body, _, leave = script.rpartition("\n")
+    return f"{body}\n_code=$?; {leave}; (exit $_code)"
+
+
+def bash(block: Block, reader: Reader) -> None:
+    """Is typed as a whole."""
+    code, said = reader.shell.type(reader.here(block.text))
+    assert code == int(block.options.get("exit", 0)), said
+    reader.names["said"] = said
+
+
+def js(block: Block, reader: Reader) -> None:
+    """Is a module that Node runs, with what stands before and after it unseen."""
+    require("node")
+    text = reader.here(block.before + block.text + block.after)
+    text = text.replace('"/api/chat/chatstream.js"', json.dumps(MODULE.as_uri()))
+    file = reader.folder / f"block-{block.line}.mjs"
+    file.write_text(text)
+    done = subprocess.run(
+        ["node", file], cwd=reader.folder, capture_output=True, text=True, timeout=3 * PATIENCE
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    reader.names["said"] = done.stdout
+
+
+def html(block: Block, reader: Reader) -> None:
+    """Is a page of the service's origin, in a browser. The hidden Python after it has `page`."""
+    from tests.integration.browser import Chromium
+
+    chromium = Chromium()
+    reader.finally_(chromium.close)
+    page = chromium.profile.new_page()
+    address = f"{reader.url}/of-the-docs.html"
+    page.route(address, lambda route: route.fulfill(body=block.text, content_type="text/html"))
+    page.goto(address)
+    reader.names["page"] = page
+
+
+def json_(block: Block, reader: Reader) -> None:
+    """Is JSON, of a schema that the option `schema` names: one of openapi.json's."""
+    value = json.loads(block.text)
+    reader.names["value"] = value
+    if "checked" in block.options:
+        return
+    api = document("/api/chat", max_body=1, openai_prefix="/v1")
+    schema = {"$ref": f"#/components/schemas/{block.options['schema']}", **api}
+    OpenAPIV31SpecValidator(api).validate()
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
+def part(block: Block, reader: Reader) -> None:
+    """Is a part, line by line, of the file that the option `of` names."""
+    whole = (ROOT / block.options["of"]).read_text().splitlines()
+    lines = textwrap.dedent(block.text).strip("\n").splitlines()
+    for start in range(len(whole)):
+        piece = "\n".join(whole[start : start + len(lines)])
+        if textwrap.dedent(piece).splitlines() == lines:
+            return
+    raise AssertionError(f"{block.name} is no part of {block.options['of']}")
+
+
+def text(block: Block, reader: Reader) -> None:
+    """`log`: each line is one that the page's servers have logged. `checked`: by what follows."""
+    if "log" in block.options:
+        for line in filter(None, block.text.splitlines()):
+            eventually(lambda: reader.logged(line), f"{line}\nin\n{reader.log()}")
+        return
+    assert "checked" in block.options, f"{block.name}: nothing checks it"
+
+
+RUNNERS: dict[str, Callable[[Block, Reader], None]] = {
+    "python": python,
+    "console": console,
+    "bash": bash,
+    "js": js,
+    "html": html,
+    "json": json_,
+    **dict.fromkeys(("nginx", "ini", "yaml", "toml", "dockerfile"), part),
+    "text": text,
+}
