@@ -17,7 +17,11 @@ from chatstream.errors import ConfigError
 
 PREFIX = "CHATSTREAM_"
 
-STANDALONE = {"CHATSTREAM_PAGE": "/", "CHATSTREAM_OPENAI_PREFIX": "/v1"}
+STANDALONE = {
+    "CHATSTREAM_PAGE": "/",
+    "CHATSTREAM_OPENAI_PREFIX": "/v1",
+    "CHATSTREAM_HEALTH": "/",
+}
 """What is on in the standalone service, unless the environment says otherwise."""
 
 _OF_THE_SERVER = {"CHATSTREAM_BIND", "CHATSTREAM_WORKER_CLASS", "CHATSTREAM_THREADS"}
@@ -230,6 +234,9 @@ class Settings:
         None,
         _place,
         "where OpenAI's routes chat/completions and models are; off for none (standalone: /v1)",
+    )
+    health: str | None = _setting(
+        None, _place, "where healthz and readyz are; off for none (standalone: /)"
     )
     meter: bool = _setting(
         False, _switch, "1 says that the provider is the built-in one: the page shows its figures"

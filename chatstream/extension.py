@@ -252,6 +252,11 @@ class Service:
             except Busy:  # no clock can be had
                 self._end_streams()
 
+    def draining(self) -> bool:
+        """Whether this process is to end, so that new streams had better go elsewhere."""
+        alive = getattr(server.gunicorn_worker(), "alive", True)
+        return self._draining or self._drained or not alive
+
     def at_rest(self) -> bool:
         """Whether no stream is left, also none that has ended and only has to be sent."""
         return len(self.registry) == 0

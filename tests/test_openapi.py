@@ -99,7 +99,8 @@ def test_it_is_served_under_the_prefix() -> None:
     client = app(URL_PREFIX="/ai", MAX_BODY=77, OPENAI_PREFIX="off").test_client()
     document = served(client, "/ai/openapi.json")
     assert document == openapi.document("/ai", max_body=77)
-    assert list(document["paths"]) == ["/ai/stream", "/ai/cancel/{sessionId}", "/ai/openapi.json"]
+    names = ("stream", "cancel/{sessionId}", "openapi.json", "sessions", "cancel-all")
+    assert list(document["paths"]) == [f"/ai/{name}" for name in names]
     assert "77" in document["paths"]["/ai/stream"]["post"]["requestBody"]["description"]
 
 
