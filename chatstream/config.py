@@ -186,6 +186,18 @@ def _origins_or_off(value: Any) -> tuple[str, ...] | None:
     return origins
 
 
+def _most_or_off(value: Any) -> int | None:
+    if _off(value):
+        return None
+    try:
+        number = _count(value)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= 10_000:
+        raise ValueError("a whole number from 1 to 10000, or off")
+    return number
+
+
 def _seconds(value: Any) -> float:
     number = _number(value)
     if not 0 < number <= 86_400 * 7:
@@ -298,6 +310,11 @@ class Settings:
     max_body: int = _setting(1024 * 1024, _count, "longest request body, bytes")
     max_streams: int | None = _setting(
         None, _count, "stream slots of a worker; under gunicorn worked out, else 3"
+    )
+    max_streams_per_owner: int | None = _setting(
+        None,
+        _most_or_off,
+        "live streams that one owner may have, in all workers together; off or 0 for no bound",
     )
     bus: str | None = _setting(
         None,

@@ -35,8 +35,11 @@ BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
         {"unsupported_media_type": "send Content-Type: application/json"},
     ),
     429: (
-        "The provider is limiting this service's rate.",
-        {"upstream_rate_limited": "with the provider's Retry-After, if it gave one"},
+        "Too much at once.",
+        {
+            "too_many_streams": "so many of the caller's run already; with Retry-After",
+            "upstream_rate_limited": "the provider says so; with its Retry-After, if it gave one",
+        },
     ),
     502: (
         "The provider failed.",
@@ -105,7 +108,7 @@ OPENAI_MODELS: Mapping[int, tuple[str, Mapping[str, str]]] = {
     400: ("The provider rejected it.", {"upstream_rejected": "with its message"}),
     401: BEFORE[401],
     404: ("There is no list.", {"no_models": "the provider's address is not OpenAI's"}),
-    429: BEFORE[429],
+    429: ("The provider limits.", {"upstream_rate_limited": "with its Retry-After, if any"}),
     502: (
         "The provider failed.",
         {
@@ -151,7 +154,12 @@ _JSON = "application/json"
 
 
 def document(
-    url_prefix: str, *, max_body: int, root: str = "", openai_prefix: str | None = None
+    url_prefix: str,
+    *,
+    max_body: int,
+    root: str = "",
+    openai_prefix: str | None = None,
+    health: str | None = None,
 ) -> dict[str, Any]:
     """The document. Holds nothing of a user, a key or a provider.
 
@@ -348,10 +356,7 @@ def _watching(prefix: str) -> dict[str, Any]:
         _parameter("all", "query", {"type": "string"}),
         _parameter("owner", "query", {"type": "string"}),
     ]
-    sessions = {
-        method: {**_sessions(method), "parameters": whose}
-        for method in ("get", "head")
-    }
+    sessions = {method: {**_sessions(method), "parameters": whose} for method in ("get", "head")}
     return {
         f"{prefix}/sessions": {**sessions, "options": _options("sessions", "GET, HEAD, OPTIONS")},
         f"{prefix}/cancel-all": {
