@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -272,3 +273,28 @@ def test_the_client_is_gone_once(move: MakeMoved) -> None:
     m.say(EVENT, DONE)
     assert m.end().text == "aa"
     assert m.stream.phase in (Phase.BODY, Phase.SENDING)
+
+
+def test_a_client_that_leaves_as_the_answer_comes(nothing_left: None) -> None:
+    """Who notices that it has gone, the loop, begins no response: app code is for threads."""
+    m = MOVERS["detached"](form=outliving, answers=False)
+    started_in: list[int] = []
+    start_response = m.start_response
+
+    def noting(data: bytes) -> bytes:
+        started_in.append(threading.get_ident())
+        return start_response(data)
+
+    m.start_response = noting
+    m.start()
+    eventually(lambda: m.connects, "a call")
+    m.stream.arm(m.sock)
+    m.say(EVENT, DONE)
+    m.stream._body = m.body  # the call thread is just about to say so
+    m.loop.call_soon(m.stream.client_gone)
+    eventually(lambda: m.stream.unattended, "that the client has gone")
+    m.stream._tell()
+    assert m.end().text == "a"
+    assert started_in
+    assert m.loop._thread not in started_in
+    m.close()
