@@ -22,6 +22,7 @@ DEFAULTS = {
     "model": "deepseek-chat",
     "include_usage": False,
     "on_conflict": "supersede",
+    "health": None,
     "on_disconnect": "abort",
     "allowed_models": None,
     "max_tokens": None,
