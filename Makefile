@@ -30,7 +30,7 @@ lint: .venv/.dev
 
 docs: .venv/.dev  ## the pages as a site, in site/
 	$(BIN)/python -m docs.hooks.settings
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet it would count no warnings
 
 bench: .venv/.bench  ## ours and the peers that can be had here; bench/RESULTS.md, docs/charts
 	$(BIN)/python -m bench $(BENCH)

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
+_OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
 _COMMENT = re.compile(r"<!-- (?:block:|hidden ).*?-->\n?", re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what pages link to outside of docs/, and what that links to in turn."""
-    pages = [file.abs_src_path for file in files.documentation_pages()]
-    wanted = {name for page in pages if page for name in _outside(Path(page))}
+    pages = [Path(str(file.abs_src_path)) for file in files.documentation_pages()]
+    wanted = {match[1] for page in pages for match in _OUTSIDE.finditer(page.read_text())}
     seen: set[str] = set()
     while wanted - seen:
         name = (wanted - seen).pop()
         seen.add(name)
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+        files.append(File.generated(config, _called(name), abs_src_path=str(ROOT / name)))
         if name.endswith(".md"):
             wanted |= {link for link in _links(ROOT / name) if not link.startswith("docs/")}
     return files
@@ -41,17 +41,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """A page of docs/ links to the copies; a copy links to the pages where they are now."""
     markdown = _COMMENT.sub("", markdown)
     if page.file.generated_by is None:
-        return _OUTSIDE.sub(r"](\1\2)", markdown)
-    return re.sub(r"\]\((?:\.\./)*docs/", "](" + _up(page.file.src_uri), markdown)
+        return _OUTSIDE.sub(lambda match: f"]({_called(match[1])}", markdown)
+    return re.sub(r"\]\((?:\.\./)*docs/", "](" + "../" * page.file.src_uri.count("/"), markdown)
 
 
-def _up(name: str) -> str:
-    return "../" * name.count("/")
-
-
-def _outside(page: Path) -> set[str]:
-    """Names, from the checkout's root, of the files outside docs/ that a page of it links to."""
-    return {match[1] for match in _OUTSIDE.finditer(page.read_text())}
+def _called(name: str) -> str:
+    """What a copy is called: a README would be the site's first page."""
+    return "about.md" if name == "README.md" else name
 
 
 def _links(page: Path) -> set[str]:

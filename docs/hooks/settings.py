@@ -14,7 +14,9 @@ from chatstream.config import PREFIX, Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "settings.md"
 
-_BETWEEN = re.compile(r"(?<=<!-- generated: python -m docs.hooks.settings -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_BETWEEN = re.compile(
+    r"(?<=<!-- generated: python -m docs.hooks.settings -->\n).*?(?=<!-- end -->)", re.DOTALL
+)
 
 
 def table() -> str:

@@ -61,48 +61,68 @@ def blocks(page: Path) -> list[Block]:
     Raises:
         ValueError: A comment that says more of a block has none after it.
     """
-    found: list[Block] = []
-    options: dict[str, str] = {}
-    before = ""
+    reading = _Reading(page)
     for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()):
         if token.type == "html_block":
-            for kind, rest in _COMMENT.findall(token.content):
-                if options:
-                    raise ValueError(f"{page.name}: no block follows on {options}")
-                if kind == "block:":
-                    options = _options(rest)
-                    continue
-                block = _hidden(page, token, rest)
-                if "before" in block.options:
-                    before += block.text
-                elif "after" in block.options:
-                    found[-1].after += block.text
-                else:
-                    found.append(block)
+            for match in _COMMENT.finditer(token.content):
+                reading.comment(token, *match.groups())
         elif token.type in ("fence", "code_block"):
-            found.append(_shown(page, token, options, before))
-            options, before = {}, ""
-        elif options and token.type.endswith("_open"):
-            raise ValueError(f"{page.name}: no block follows on {options}")
-    if options or before:
-        raise ValueError(f"{page.name}: no block follows on {options or before}")
-    return found
+            reading.shown(token)
+        elif token.type.endswith("_open"):
+            reading.done()
+    reading.done()
+    return reading.found
+
+
+class _Reading:
+    """What was found on a page so far, and what is said of the block to come."""
+
+    def __init__(self, page: Path) -> None:
+        self._page = page
+        self._options: dict[str, str] = {}
+        self._before = ""
+        self.found: list[Block] = []
+
+    def comment(self, token: Token, kind: str, text: str) -> None:
+        if kind == "block:":
+            self.done()
+            self._options = _options(text)
+        else:
+            self._hidden(token, text)
+
+    def shown(self, token: Token) -> None:
+        assert token.map is not None
+        line = token.map[0] + (2 if token.type == "fence" else 1)
+        language = token.info.strip()
+        block = Block(self._page, line, language, token.content, self._options)
+        block.before = self._before
+        self.found.append(block)
+        self._options, self._before = {}, ""
+
+    def done(self) -> None:
+        """Nothing is left that was to be said of a block, or stand before it."""
+        if left := self._options or self._before:
+            raise ValueError(f"{self._page.name}: no block follows on {left}")
+
+    def _hidden(self, token: Token, text: str) -> None:
+        assert token.map is not None
+        self._check_options()
+        first, _, rest = text.partition("\n")
+        language, _, words = first.strip().partition(" ")
+        options = _options(words)
+        if "before" in options:
+            self._before += rest
+        elif "after" in options:
+            self.found[-1].after += rest
+        else:
+            line = token.map[0] + token.content[: token.content.index(text)].count("\n") + 2
+            self.found.append(Block(self._page, line, language, rest, options, hidden=True))
+
+    def _check_options(self) -> None:
+        if self._options:
+            raise ValueError(f"{self._page.name}: {self._options} are of a hidden block")
 
 
 def _options(words: str) -> dict[str, str]:
     pairs = (word.partition("=") for word in shlex.split(words))
     return {key: value if equals else "true" for key, equals, value in pairs}
-
-
-def _shown(page: Path, token: Token, options: dict[str, str], before: str) -> Block:
-    assert token.map is not None
-    line = token.map[0] + (2 if token.type == "fence" else 1)
-    return Block(page, line, token.info.strip(), token.content, options, before=before)
-
-
-def _hidden(page: Path, token: Token, text: str) -> Block:
-    assert token.map is not None
-    first, _, rest = text.partition("\n")
-    language, _, words = first.strip().partition(" ")
-    start = token.map[0] + token.content[: token.content.index(text)].count("\n")
-    return Block(page, start + 2, language, rest, _options(words), hidden=True)

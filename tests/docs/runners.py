@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import linecache
-import re
 import subprocess
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import jsonschema
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -27,6 +26,9 @@ def run(block: Block, reader: Reader) -> None:
     reader.names["shown"] = block.text if not block.hidden else reader.names.get("shown", "")
     if name := block.options.get("file"):
         (reader.folder / name).write_text(block.text)
+        return
+    if "of" in block.options:
+        part(block)
         return
     if block.language not in RUNNERS:
         raise AssertionError(f"{block.name}: nothing here runs {block.language or 'no language'}")
@@ -55,12 +57,14 @@ def console(block: Block, reader: Reader) -> None:
         if "background" in block.options and number == len(typed):
             reader.begin(f"{enter}{command}", block.options["background"])
             continue
-        script = f"{enter}{reader.here(command)}\n" + ('cd - >/dev/null' if enter else "")
+        script = f"{enter}{reader.here(command)}\n" + ("cd - >/dev/null" if enter else "")
         code, said = reader.shell.type(_keeping_status(script) if enter else reader.here(command))
         assert code == wanted, f"{command} ended with {code}:\n{said}"
         expected = [reader.here(line) for line in shown]
         if any(line.strip() for line in shown):
-            assert shows(expected, said), f"{command} said:\n{said}\nand not:\n" + "\n".join(expected)
+            assert shows(expected, said), f"{command} said:\n{said}\nand not:\n" + "\n".join(
+                expected
+            )
         reader.names["said"] = said
 
 
@@ -115,7 +119,7 @@ def json_(block: Block, reader: Reader) -> None:
     jsonschema.Draft202012Validator(schema).validate(value)
 
 
-def part(block: Block, reader: Reader) -> None:
+def part(block: Block) -> None:
     """Is a part, line by line, of the file that the option `of` names."""
     whole = (ROOT / block.options["of"]).read_text().splitlines()
     lines = textwrap.dedent(block.text).strip("\n").splitlines()
@@ -130,7 +134,7 @@ def text(block: Block, reader: Reader) -> None:
     """`log`: each line is one that the page's servers have logged. `checked`: by what follows."""
     if "log" in block.options:
         for line in filter(None, block.text.splitlines()):
-            eventually(lambda: reader.logged(line), f"{line}\nin\n{reader.log()}")
+            eventually(partial(reader.logged, line), f"{line}\nin\n{reader.log()}")
         return
     assert "checked" in block.options, f"{block.name}: nothing checks it"
 
@@ -142,6 +146,5 @@ RUNNERS: dict[str, Callable[[Block, Reader], None]] = {
     "js": js,
     "html": html,
     "json": json_,
-    **dict.fromkeys(("nginx", "ini", "yaml", "toml", "dockerfile"), part),
     "text": text,
 }

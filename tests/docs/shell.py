@@ -158,7 +158,7 @@ def _is_open(command: str) -> bool:
 
 
 def shows(shown: list[str], said: str) -> bool:
-    """Whether what a page shows is what was said; `…` stands for anything in a line, alone for lines."""
+    """Whether what a page shows is what was said. A `…` is anything in a line; alone, any lines."""
     pattern = ""
     for line in "\n".join(shown).strip("\n").split("\n"):
         if line.strip() == "…":

@@ -6,8 +6,8 @@ One test a block. What a block needs of those before it is there, also when it i
 from __future__ import annotations
 
 import re
-from itertools import zip_longest
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from tests.docs.reader import Reader
 from tests.docs.runners import run
 
 BLOCKS = {page: blocks(page) for page in PAGES}
-
 
 
 @pytest.mark.parametrize(

@@ -226,11 +226,3 @@ def test_the_page_shows_the_example(name: str) -> None:
     page = (ROOT / "docs" / "testing.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert (EXAMPLE / name).read_text() in blocks
-
-
-def test_the_readmes_lines_are_run(pytester: pytest.Pytester, nothing_left: None) -> None:
-    """The test in README's section does what it says."""
-    section = (ROOT / "README.md").read_text().partition("## Testing your app")[2]
-    block, *_ = re.findall(r"^```python\n(.*?)^```$", section.partition("\n## ")[0], re.S | re.M)
-    pytester.makepyfile(yourapp=f"{APP}\ncreate_app = lambda: app\n", test_it=block)
-    pytester.runpytest_inprocess(*STRICT).assert_outcomes(passed=1)
