@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import socket
@@ -160,6 +161,8 @@ class Reader:
         for path in self.folder.glob("*.py"):
             sys.modules.pop(path.stem, None)
         self._stack.close()
+        self.names.clear()
+        gc.collect()  # what was left open is this page's, and no later test's
 
 
 def _free_port() -> int:

@@ -1,0 +1,224 @@
+"""What the pages' tests stand on: that a fault in a page is seen, and nothing is passed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import eventually
+from tests.docs import pip
+from tests.docs.blocks import PAGES, Block, blocks
+from tests.docs.reader import Reader
+from tests.docs.runners import run
+from tests.docs.shell import commands, shows
+from tests.integration.processes import is_running
+
+PAGE = """\
+# A page
+
+<!-- hidden python
+x = 1
+-->
+Words.
+<!-- block: file=app.py exit=3 log -->
+```python
+y = 2
+```
+
+- In a list:
+
+  ```console
+  $ true
+  ```
+
+<!-- hidden js before
+const a = 1;
+-->
+```js
+a;
+```
+<!-- hidden js after
+a;
+-->
+
+    indented
+
+```
+none
+```
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    return tmp_path / "page.md"
+
+
+@pytest.fixture
+def reader(page: Path, tmp_path: Path) -> Iterator[Reader]:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    reader = Reader(page, folder)
+    yield reader
+    reader.close()
+
+
+def test_the_blocks_of_a_page(page: Path) -> None:
+    """Shown and hidden ones, in their order, each with its line; also those without a language."""
+    page.write_text(PAGE)
+    hidden, python, console, js, indented, none = blocks(page)
+    lines = PAGE.splitlines()
+    assert [lines[block.line - 1].strip() for block in (hidden, python, console, js, none)] == [
+        *("x = 1", "y = 2", "$ true", "a;", "none")
+    ]
+    assert (hidden.hidden, hidden.language, hidden.text) == (True, "python", "x = 1\n")
+    assert python.options == {"file": "app.py", "exit": "3", "log": "true"}
+    assert console.text == "$ true\n"
+    assert (js.before, js.after) == ("const a = 1;\n", "a;\n")
+    assert [block.language for block in (indented, none)] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "rest", ["", "Words.\n", "<!-- hidden python\n-->\n", "<!-- block: b -->\n```text\n```\n"]
+)
+def test_what_is_said_of_no_block_is_a_fault(page: Path, rest: str) -> None:
+    """A comment that has lost its block would be a check that is not made."""
+    page.write_text(f"<!-- block: a -->\n{rest}")
+    with pytest.raises(ValueError, match=r"page\.md"):
+        blocks(page)
+
+
+def test_every_page_has_blocks() -> None:
+    """Those of words and figures only are named here."""
+    assert {page.name for page in PAGES if not blocks(page)} == {"scale.md"}
+
+
+TYPED = """\
+$ first
+said
+$ second \\
+    -d '{"a": 1,
+"b": 2}'
+
+$ third    # it's a comment
+"""
+
+
+def test_what_a_console_types_and_shows() -> None:
+    """A backslash and an open quotation go on; what stands after a command is what it says."""
+    first, second, third = commands(TYPED)
+    assert first == ("first", ["said"])
+    assert second == ('second \\\n    -d \'{"a": 1,\n"b": 2}\'', [""])
+    assert third == ("third    # it's a comment", [])
+
+
+@pytest.mark.parametrize("text", ["", "said\n", "said\n$ first\n"])
+def test_a_console_without_a_command_is_a_fault(text: str) -> None:
+    with pytest.raises(ValueError, match="command"):
+        commands(text)
+
+
+@pytest.mark.parametrize(
+    ("shown", "said", "same"),
+    [
+        (["a"], "a\n", True),
+        (["a"], "a  \r\n\n", True),
+        (["a"], "ab\n", False),
+        (["a"], "a\nb\n", False),
+        (["a", "b"], "a\n", False),
+        (["a…c"], "abc", True),
+        (["a…c"], "a\nc", False),
+        (["a", "…", "d"], "a\nb\nc\nd", True),
+        (["a", "…", "d"], "a\nd", True),
+        (["a", "…"], "b\na", False),
+        (["a.c"], "abc", False),
+    ],
+)
+def test_what_is_shown_is_what_is_said(shown: list[str], said: str, same: bool) -> None:
+    """All of it; `…` is anything in a line, or any lines."""
+    assert shows(shown, said) is same
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "options", "words"),
+    [
+        ("", "x", {}, "no language"),
+        ("rust", "x", {}, "rust"),
+        ("python", "assert 1 == 2, 'no'", {}, "no"),
+        ("console", "$ false", {}, "ended with 1"),
+        ("console", "$ true", {"exit": "1"}, "ended with 0"),
+        ("console", "$ echo a\nb", {}, "and not"),
+        ("console", "$ pip install chatstream[none]", {}, "no extra none"),
+        ("bash", "echo no; (exit 3)", {}, "no"),
+        ("js", "throw new Error('no')", {}, "Error: no"),
+        ("text", "x", {}, "nothing checks it"),
+        ("yaml", "x: 1", {"of": "mkdocs.yml"}, "no part of mkdocs.yml"),
+        ("json", '{"messages": []}', {"schema": "ChatRequest"}, None),
+        ("json", "{", {"schema": "ChatRequest"}, None),
+    ],
+)
+def test_a_block_that_does_not_hold(
+    reader: Reader, language: str, text: str, options: dict[str, str], words: str | None
+) -> None:
+    """In each language: its test fails, and says why."""
+    expected = AssertionError if words is not None else Exception
+    with pytest.raises(expected, match=words):
+        run(Block(reader.page, 1, language, text, options), reader)
+
+
+def test_the_shell_keeps_what_it_was_told(reader: Reader) -> None:
+    """Variables and folders, from block to block; a command that reads gets nothing."""
+    run(Block(reader.page, 1, "console", "$ export A=1; mkdir -p b; cd b\n"), reader)
+    run(Block(reader.page, 1, "console", "$ echo $A; basename $PWD; cat\n1\nb\n"), reader)
+
+
+def test_what_goes_on_is_ended(reader: Reader, tmp_path: Path) -> None:
+    """All of it, also what it started itself."""
+    reader.begin("echo $$; sleep 60 & echo $!; wait", r"\d+\n\d+")
+    pids = reader.log().split()
+    reader.close()
+    assert len(pids) == 2
+    eventually(lambda: not any(is_running(int(pid)) for pid in pids), "no process")
+
+
+def test_what_never_comes_fails(reader: Reader) -> None:
+    """A program that ends without a word is a fault, at once."""
+    with pytest.raises(AssertionError, match="it ended without"):
+        reader.begin("echo no", "yes")
+
+
+def test_nothing_of_this_environment_is_the_readers(
+    reader: Reader,
+) -> None:
+    """A setting of whoever runs the tests would be in no page."""
+    run(Block(reader.page, 1, "console", "$ env | grep -c ^CHATSTREAM_\n2\n"), reader)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("install chatstream[gunicorn]", ""),
+        ("install 'chatstream[gunicorn,redis]'", ""),
+        ("install chatstream[gunicron]", "no extra gunicron"),
+        ("install chatstreem", "do not install it"),
+        ("install -U chatstream", "only"),
+        ("uninstall chatstream", "only"),
+        ("install", "only"),
+        ("install chat[stream", "chat[stream"),
+    ],
+)
+def test_pip(line: str, words: str) -> None:
+    """What a page has installed is there, and the extras are ours."""
+    said = pip.main(line.replace("'", "").split())
+    assert words in said
+    assert bool(said) is bool(words)
+
+
+def test_the_schema_is_looked_at(reader: Reader) -> None:
+    """A request as it should be passes; see above for one that is not."""
+    good = json.dumps({"messages": [{"role": "user"}]})
+    run(Block(reader.page, 1, "json", good, {"schema": "ChatRequest"}), reader)
+    assert reader.names["value"] == {"messages": [{"role": "user"}]}
