@@ -829,7 +829,7 @@ class OtherWorkers(LocalBus):
         self.error = error
         service._bus, service._joined = self, os.getpid()
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         raise self.error
 
     def _cancel_elsewhere(self, request: Request) -> bool:
