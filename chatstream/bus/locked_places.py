@@ -48,7 +48,6 @@ class LockedPlaces(Places):
         """
         super().__init__(is_live)
         self.locks_of: Callable[[str], RecordLocks] | None = None
-        self._limit = 0
 
     def take_everywhere(self, claim: Claim, limit: int) -> bool:
         """As `take`, where all workers are counted, but for sessions of others that have ended.

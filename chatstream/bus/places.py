@@ -40,6 +40,7 @@ class Places:
         """
         self._is_live = is_live
         self._of: dict[str, dict[str, Place]] = {}
+        self._limit = 0  # the last one
 
     def __bool__(self) -> bool:
         return bool(self._of)
@@ -49,6 +50,7 @@ class Places:
 
         Only those of this process are counted.
         """
+        self._limit = limit
         if self._place_of(claim) is None and len(self._of.get(claim.name.owner, ())) >= limit:
             self.vacate(claim.name.owner)
             if len(self._of.get(claim.name.owner, ())) >= limit:

@@ -245,6 +245,19 @@ def test_what_lives_is_counted_in_the_next_directory(
     assert other.take("d", 2)
 
 
+def test_what_began_without_a_directory_is_counted_in_the_first(
+    places: LockedPlaces, worker: MakePeer
+) -> None:
+    """As soon as there is one."""
+    locks_of, places.locks_of = places.locks_of, None
+    assert locks_of is not None
+    assert places.take(claim("a"), 1)
+    places.move(locks_of)
+    other = worker()
+    assert not other.take("b", 1)
+    assert other.take("b", 2)
+
+
 # Where they are
 
 
