@@ -5,19 +5,26 @@ And whether the others can be reached at all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic
 
 import pytest
 
+from chatstream import bus
 from chatstream.bus import base
-from chatstream.bus.base import Answer, Enquiry, Live, Name, encode
+from chatstream.bus.base import Answer, Enquiry, Live, Name, decode, encode
+from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
+from chatstream.bus.redis import RedisBus
+from chatstream.config import Settings
 from chatstream.errors import BusUnavailable
 from tests.bus.conftest import Service, Services, Worker
+from tests.bus.peer import listening
 from tests.bus.test_contract import AT_ONCE
 from tests.bus.test_listing import Scripted, streams, visitor
 from tests.conftest import eventually
@@ -179,6 +186,50 @@ def test_a_message_that_stops_all_needs_its_whole_form(shared: Service) -> None:
     assert other.sessions()[one.pid] == ["a"]
 
 
+def test_a_stop_of_all_that_is_read_late_over_redis(services: Services) -> None:
+    """It says when it was sent, by the server's clock: what begins later is not meant."""
+    us = services.make("redis")
+    read: list[Enquiry] = []
+
+    def lives(enquiry: Enquiry) -> list[Live]:
+        read.append(enquiry)
+        return []
+
+    url, prefix = us.settings["bus"], us.settings["bus_prefix"]
+    ours = RedisBus(lambda request: Answer.ABSENT, url, prefix=prefix, ttl=45.0, lives=lives)
+    with contextlib.closing(ours):
+        sent = monotonic()
+        with contextlib.closing(us.client()) as client:
+            message = encode(Enquiry("me", 7, "0" * 32, stop=True))
+            client.xadd(f"{prefix}:mail:{ours._worker}", {"message": message})
+        was_sent = monotonic()
+        eventually(lambda: monotonic() > was_sent + 0.2)
+        ours.start()
+        eventually(lambda: read, "the enquiry")
+    (enquiry,) = read
+    assert (enquiry.owner, enquiry.after, enquiry.stop) == ("me", 7, True)
+    assert enquiry.before is not None
+    assert sent - 0.01 <= enquiry.before < was_sent + 0.1
+
+
+def test_a_stop_of_all_says_when_it_was_sent_on_one_host(short_base: Path) -> None:
+    """As each request does: what begins later is not meant."""
+    peer = listening(service_directory(short_base, "service", "0"))
+    try:
+        (visit,) = bus.visit(Settings(bus=f"unix://{short_base}"), "0")
+        peer.begin("(lambda c: c.recv(65536))(sock.accept()[0])")
+        with contextlib.closing(visit):
+            begun = monotonic()
+            visit.cancel_all("me")
+        message = decode(peer.result())
+    finally:
+        peer.kill()
+    assert isinstance(message, Enquiry)
+    assert (message.owner, message.stop) == ("me", True)
+    assert message.before is not None
+    assert begun <= message.before <= monotonic()
+
+
 # Where the bus is away
 
 
@@ -281,11 +332,11 @@ def test_what_overflows_a_page_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None
             stopped.append(number)
             yield Live(Name("", "s", "t" * 100), number, "new", 0.0, 0)
 
-    bus = LocalBus(lambda request: Answer.ABSENT, lives)
-    page = bus._page(Enquiry(stop=True), "me")
+    ours = LocalBus(lambda request: Answer.ABSENT, lives)
+    page = ours._page(Enquiry(stop=True), "me")
     assert page.more
     assert [live.number for live in page.streams] == stopped
     assert len(stopped) < 20
-    last = bus._page(Enquiry(stop=True, after=stopped[-1]), "me", awaited=False)
+    last = ours._page(Enquiry(stop=True, after=stopped[-1]), "me", awaited=False)
     assert not last.more
     assert stopped == list(range(1, 101))
