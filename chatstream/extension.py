@@ -185,7 +185,6 @@ class Service:
         self.registry = Registry(
             _slots(settings),
             reject_conflicts=settings.on_conflict == "reject",
-            limit=settings.max_streams_per_owner,
         )
         self._loop = Loop()
         self._bus: Bus = LocalBus(self._receive)
@@ -303,7 +302,6 @@ class Service:
         self.stop()
         self.settings = settings
         self.registry.reject_conflicts = settings.on_conflict == "reject"
-        self.registry.limit = settings.max_streams_per_owner
 
     def _stop_loop(self) -> None:
         """Ends the loop's thread, if `stop` left it for the last stream, which has gone now."""
@@ -486,7 +484,8 @@ class Service:
             stream.abort(Cause.CANCEL)
 
     def _claim(self, stream: Stream) -> bool:
-        reject, limit = self.settings.on_conflict == "reject", self.settings.max_streams_per_owner
+        reject = self.settings.on_conflict == "reject"
+        limit = self.settings.max_streams_per_owner
         try:
             return self._bus.claim(_claim_of(stream), reject=reject, limit=limit)
         except OSError as error:  # the bus is broken; the stream need not be

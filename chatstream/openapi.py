@@ -35,10 +35,10 @@ BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
         {"unsupported_media_type": "send Content-Type: application/json"},
     ),
     429: (
-        "Too much at once.",
+        "The caller has as many answers running as it may, or the provider limits this service.",
         {
-            "too_many_streams": "so many of the caller's run already; with Retry-After",
-            "upstream_rate_limited": "the provider says so; with its Retry-After, if it gave one",
+            "too_many_streams": "stop one of them first, or wait; with Retry-After",
+            "upstream_rate_limited": "with the provider's Retry-After, if it gave one",
         },
     ),
     502: (
@@ -108,7 +108,10 @@ OPENAI_MODELS: Mapping[int, tuple[str, Mapping[str, str]]] = {
     400: ("The provider rejected it.", {"upstream_rejected": "with its message"}),
     401: BEFORE[401],
     404: ("There is no list.", {"no_models": "the provider's address is not OpenAI's"}),
-    429: ("The provider limits.", {"upstream_rate_limited": "with its Retry-After, if any"}),
+    429: (
+        "The provider is limiting this service's rate.",
+        {"upstream_rate_limited": BEFORE[429][1]["upstream_rate_limited"]},
+    ),
     502: (
         "The provider failed.",
         {

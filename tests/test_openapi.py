@@ -239,6 +239,13 @@ def beside_another(stream_id: str, session_id: str = "s-1", **settings: Any) -> 
     return scene
 
 
+def as_one_of_two(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
+    """A good request of an owner who may have one stream, and has it in another session."""
+    host, request = posted(MAX_STREAMS_PER_OWNER=1)(provider)
+    service_of(host).open(b"", session_id="s-2")
+    return host, request
+
+
 def unsure(error: Exception) -> Scene:
     def scene(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
         host, request = posted()(provider)
@@ -279,7 +286,7 @@ REFUSALS: dict[tuple[int, str], Scene] = {
     (409, "conflict"): beside_another("t"),
     (413, "too_large"): posted(b" " * 501),
     (415, "unsupported_media_type"): as_text,
-    (429, "too_many_streams"): beside_another("u", "s-2", MAX_STREAMS_PER_OWNER=1),
+    (429, "too_many_streams"): as_one_of_two,
     (429, "upstream_rate_limited"): answered(status=429, headers={"Retry-After": "7"}),
     (502, "upstream_connect"): answered(body=requests.ConnectTimeout("x")),
     (502, "upstream_unreachable"): answered(body=requests.ConnectionError("x")),

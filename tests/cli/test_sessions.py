@@ -53,7 +53,9 @@ class Fleet(Bus):
     def close(self) -> None:
         self.closed += 1
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def check(self) -> None: ...
+
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         return False
 
     def _cancel_elsewhere(self, request: Request) -> bool:
