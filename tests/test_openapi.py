@@ -267,6 +267,8 @@ REFUSALS: dict[tuple[int, str], Scene] = {
     (400, "bad_json"): posted(b"{"),
     (400, "bad_messages"): posted({}),
     (400, "bad_id"): posted({**CHAT, "sessionId": "a b"}),
+    (400, "bad_number"): posted({**CHAT, "max_tokens": "many"}, MAX_TOKENS=7),
+    (400, "model_not_allowed"): posted({**CHAT, "model": "dear"}, ALLOWED_MODELS="deepseek-chat"),
     (400, "upstream_rejected"): answered(status=422, json={"error": {"message": "No."}}),
     (401, "unauthenticated"): posted(identify=lambda: None),
     (409, "conflict"): beside_another("t"),
