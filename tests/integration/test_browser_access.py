@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.integration.browser import LONG, Chromium, Standalone, Tab, Tabs, expect
+from tests.integration.browser import LONG, Chromium, Route, Standalone, Tab, Tabs, expect
 
 TOKEN, OTHER = "tok-ann-1", "tok-bob-2"
 REFUSED = "status of 401 "
@@ -87,3 +88,177 @@ def test_a_token_is_asked_for_and_the_question_asked_again(shut: Tabs) -> None:
     tab.ask("And then?", tokens=2, rate=100)
     expect(tab.state).to_have_text("The answer is complete.")
     expect(form(tab)).to_be_hidden()
+
+
+def test_a_wrong_token_is_said_to_be_wrong(shut: Tabs) -> None:
+    """And not kept; the next one may be right. What cannot be one goes nowhere."""
+    tab = shut.open()
+    refused(tab, tokens=3, rate=100)
+    asked: list[str] = []
+    tab.page.on("request", lambda request: asked.append(request.url))
+    for odd in ("two words", "žeton", "  "):
+        field(tab).fill(odd)
+        form(tab).get_by_role("button", name="Use this token").click()
+        expect(form(tab).get_by_role("alert")).to_contain_text("no spaces")
+    assert [url for url in asked if url.endswith("/stream")] == []
+    assert tab.page.evaluate("sessionStorage.getItem('chatstream:token')") is None
+    let_in(tab, "tok-ann")
+    expect(form(tab).get_by_role("alert")).to_have_text("This token was not accepted.")
+    expect(field(tab)).to_have_attribute("aria-invalid", "true")
+    expect(field(tab)).to_have_value("")
+    assert tab.page.evaluate("sessionStorage.getItem('chatstream:token')") is None
+    let_in(tab)
+    expect(tab.state).to_have_text("The answer is complete.")
+    expect(form(tab)).to_be_hidden()
+    expect(tab.turns).to_have_count(1)
+
+
+@pytest.mark.parametrize("way", ["Escape", "Cancel"])
+def test_nobody_has_to_give_one(shut: Tabs, way: str) -> None:
+    """The page says what is missing, and asks again when the question is."""
+    tab = shut.open()
+    refused(tab, tokens=3, rate=100)
+    field(tab).fill("half a")
+    if way == "Escape":
+        tab.page.keyboard.press("Escape")
+    else:
+        form(tab).get_by_role("button", name="Cancel").click()
+    expect(form(tab)).to_be_hidden()
+    expect(tab.failure).to_contain_text("This service asks for a token.")
+    expect(tab.state).to_have_text("Without a token there is no answer.")
+    expect(forget(tab)).to_be_hidden()
+    tab.failure.get_by_role("button", name="Try again").click()
+    expect(form(tab)).to_be_visible()
+    expect(field(tab)).to_have_value("")
+    let_in(tab)
+    expect(tab.state).to_have_text("The answer is complete.")
+
+
+def test_where_a_token_is_kept_and_where_it_goes(shut: Tabs) -> None:
+    """In this tab's sessionStorage and in the header of what asks who is asking: nowhere else."""
+    tab = shut.open()
+    refused(tab, tokens=3, rate=100)
+    sent: list[tuple[str, str | None]] = []
+    tab.page.on("request", lambda r: sent.append((r.url, r.headers.get("authorization"))))
+    let_in(tab)
+    expect(tab.state).to_have_text("The answer is complete.")
+    tab.figure("Tokens delivered")
+    assert {given for _, given in sent} == {f"Bearer {TOKEN}"}
+    assert [url for url, _ in sent if TOKEN in url] == []
+    tab.page.reload()
+    tab.ready()
+    assert {given for url, given in sent if url.endswith((".js", ".css", "/"))} == {None}
+    kept = "[{...sessionStorage}, {...localStorage}, document.cookie, location.href, history.state]"
+    session, *others = tab.page.evaluate(kept)
+    assert session["chatstream:token"] == TOKEN
+    assert TOKEN not in session["chatstream:conversation"]
+    assert TOKEN not in repr(others) + tab.page.content()
+    tab.ask("Again.", tokens=2, rate=100)  # it is still known
+    expect(tab.state).to_have_text("The answer is complete.")
+
+
+def test_another_tab_asks_for_itself(shut: Tabs) -> None:
+    """A new tab has no token of the first one's."""
+    tab = shut.open()
+    refused(tab, tokens=3, rate=100)
+    let_in(tab)
+    expect(tab.state).to_have_text("The answer is complete.")
+    other = shut.open()
+    refused(other, tokens=3, rate=100)
+    other.page.keyboard.press("Escape")
+
+
+def test_a_token_is_forgotten(shut: Tabs) -> None:
+    """At a click; the conversation stays, and the next question asks for a token anew."""
+    tab = shut.open()
+    refused(tab, tokens=3, rate=100)
+    let_in(tab)
+    expect(tab.state).to_have_text("The answer is complete.")
+    forget(tab).click()
+    expect(tab.state).to_have_text("The token is forgotten.")
+    expect(forget(tab)).to_be_hidden()
+    expect(tab.message).to_be_focused()
+    expect(tab.turns).to_have_count(1)
+    assert TOKEN not in repr(tab.page.evaluate("({...sessionStorage})"))
+    refused(tab, tokens=2, rate=100)
+    expect(form(tab).get_by_role("alert")).to_be_hidden()  # none was given, so none was wrong
+    request = let_in(tab, OTHER)
+    assert request.headers["authorization"] == f"Bearer {OTHER}"
+    expect(tab.state).to_have_text("The answer is complete.")
+
+
+def test_a_stop_has_the_token(shut: Tabs) -> None:
+    """Also where it was forgotten meanwhile: the answer is stopped as who asked for it."""
+    tab = shut.open()
+    refused(tab, **LONG)
+    body = let_in(tab).post_data_json
+    tab.eventually(lambda: len(tab.words()) > 3, "words")
+    forget(tab).click()
+    since_ns = time.monotonic_ns()
+    with tab.page.expect_response("**/cancel/**") as response:
+        tab.stop.click()
+    assert response.value.status in (200, 404)  # 404: the closed connection was first
+    figure = shut.rig.provider.request(body["streamId"], "closed", after=since_ns)
+    assert figure["closed_by"] in ("client", "reset")
+    expect(tab.mark).to_have_text("Stopped")
+    tab.figure("Stop time")
+
+
+NOTED = """() => {
+    const own = fetch;
+    window.fetch = (url, init) => {
+        const { keepalive, headers } = init;
+        const facts = [keepalive, new Headers(headers).get("Authorization")];
+        if (url.includes("/cancel/")) localStorage.setItem("noted", JSON.stringify(facts));
+        return own(url, init);
+    };
+}"""
+"""A browser's tools do not show what a page asks for while it is left."""
+
+
+def test_leaving_the_page_stops_with_the_token(shut: Tabs) -> None:
+    """The cancel that outlives the page has the header, too."""
+    tab = shut.open()
+    tab.page.evaluate(NOTED)
+    refused(tab, **LONG)
+    body = let_in(tab).post_data_json
+    tab.eventually(lambda: len(tab.words()) > 3, "words")
+    tab.page.goto("about:blank")
+    line = shut.rig.server.ending_of(body["sessionId"], body["streamId"])
+    assert "aborted by client/cancel" in line
+    tab.page.goto(shut.rig.url)
+    noted = tab.page.evaluate("JSON.parse(localStorage.getItem('noted'))")
+    tab.page.evaluate("localStorage.clear()")
+    assert noted == [True, f"Bearer {TOKEN}"]
+
+
+def test_a_failure_that_is_no_challenge_asks_for_nothing(shut: Tabs) -> None:
+    """A 401 without one is the app's login's."""
+    tab = shut.open()
+    body = {"ok": False, "reason": "unauthenticated", "message": "Who are you?"}
+    for headers in ({}, {"WWW-Authenticate": "Basic realm=bearer"}):
+        answer = partial(Route.fulfill, status=401, json=body, headers=headers)
+        tab.page.route("**/stream", answer)
+        tab.intend(REFUSED)
+        tab.ask()
+        expect(tab.failure).to_contain_text("You are not logged in.")
+        expect(form(tab)).to_be_hidden()
+        tab.page.unroute("**/stream")
+
+
+def test_the_form_to_those_who_do_not_see_it(shut: Tabs) -> None:
+    """A modal dialog with a name; the rest of the page cannot be reached meanwhile."""
+    tab = shut.open()
+    refused(tab, tokens=3, rate=100)
+    assert form(tab).evaluate("(e) => e.matches(':modal')")
+    for key, name in (("Tab", "Cancel"), ("Tab", "Use this token")):
+        tab.page.keyboard.press(key)
+        expect(form(tab).get_by_role("button", name=name)).to_be_focused()
+    tab.page.keyboard.press("Shift+Tab")
+    tab.page.keyboard.press("Shift+Tab")
+    expect(field(tab)).to_be_focused()
+    expect(field(tab)).to_have_accessible_description(re.compile("kept in this tab"))
+    tab.page.set_viewport_size({"width": 320, "height": 560})
+    expect(form(tab).get_by_role("button", name="Use this token")).to_be_in_viewport(ratio=1)
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= 320")
+    tab.page.keyboard.press("Escape")
