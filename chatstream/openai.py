@@ -83,7 +83,7 @@ def completions() -> Any:
 
 
 def models() -> Any:
-    """GET /models: the provider's list, as it is."""
+    """GET /models: the provider's list, as it is; where only some may be asked, these of it."""
     if request.method not in ("GET", "HEAD"):
         return other_method("GET, HEAD, OPTIONS", refuse)
     name = owner(refuse)

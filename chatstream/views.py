@@ -101,6 +101,7 @@ def openapi() -> Response:
             max_body=settings.max_body,
             root=root,
             openai_prefix=settings.openai_prefix,
+            challenge=service().challenge,
         ),
         200,
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import ssl
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.browser import LONG, Chromium, Route, Standalone, Tab, Tabs, expect
+from tests.integration.conftest import Certificate
+from tests.integration.processes import Provider, Server
 
 TOKEN, OTHER = "tok-ann-1", "tok-bob-2"
 REFUSED = "status of 401 "
@@ -262,3 +267,82 @@ def test_the_form_to_those_who_do_not_see_it(shut: Tabs) -> None:
     expect(form(tab).get_by_role("button", name="Use this token")).to_be_in_viewport(ratio=1)
     assert tab.page.evaluate("document.documentElement.scrollWidth <= 320")
     tab.page.keyboard.press("Escape")
+
+
+# An app whose POSTs are guarded against other sites' (Flask-WTF's CSRFProtect)
+
+GUARDED = "tests.integration.guarded:app"
+UNGUARDED = "status of 400 "
+
+
+@contextlib.contextmanager
+def guarded(
+    chromium: Chromium, log: Path, certificate: Certificate | None = None
+) -> Iterator[tuple[Tab, Server]]:
+    """A tab with the page of such an app, over HTTPS if there is a certificate."""
+    options, trust = [], None
+    if certificate is not None:
+        options = ["--certfile", certificate.cert, "--keyfile", certificate.cert]
+        trust = ssl.create_default_context(cafile=certificate.authority)
+    with contextlib.ExitStack() as stack:
+        provider = Provider(defaults=LONG)
+        stack.callback(provider.close)
+        server = Server(log, *options, app=GUARDED, tls=trust, CHATSTREAM_UPSTREAM_URL=provider.url)
+        stack.callback(server.stop)
+        profile = chromium.browser.new_context(ignore_https_errors=True)
+        stack.callback(profile.close)
+        tab = Tab(profile.new_page())
+        scheme = "http" if trust is None else "https"
+        tab.page.goto(f"{scheme}://localhost:{server.port}/talk/to/it")
+        tab.ready()
+        yield tab, server
+        assert tab.unintended() == []
+        assert server.errors() == []
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+def test_the_page_in_a_guarded_app(
+    chromium: Chromium, log_file: Path, certificate: Certificate, secure: bool
+) -> None:
+    """Questions and cancels have the app's token. Over HTTPS it wants a referrer, too."""
+    with guarded(chromium, log_file, certificate if secure else None) as (tab, server):
+        bare = {"Content_Type": "application/json"}
+        assert server.ask("POST", "/api/chat/stream", b"{}", **bare)[0] == 400
+        assert b"CSRF" in server.ask("POST", "/api/chat/cancel/s")[1]
+        asked = tab.ask()
+        tab.eventually(lambda: len(tab.words()) > 3, "words")
+        with tab.page.expect_response("**/cancel/**") as cancelled:
+            tab.stop.click()
+        assert cancelled.value.status in (200, 404)  # 404: the closed connection was first
+        expect(tab.mark).to_have_text("Stopped")
+        assert "aborted by client/cancel" in server.ending_of(asked.session, asked.stream)
+
+
+def test_a_token_against_csrf_that_is_too_old(chromium: Chromium, log_file: Path) -> None:
+    """A page that was open for hours, or through a login: it gets another, once, and asks again."""
+    with guarded(chromium, log_file) as (tab, _):
+        tab.page.context.clear_cookies()
+        tab.intend(UNGUARDED)
+        loads: list[str] = []
+        tab.page.on("request", lambda request: loads.append(f"{request.method} {request.url}"))
+        tab.ask()
+        tab.eventually(lambda: len(tab.words()) > 3, "words")
+        tab.page.keyboard.press("Escape")
+        expect(tab.mark).to_have_text("Stopped")
+        asked = [re.sub(r"http://[^/]+", "", one) for one in loads if "/cancel/" not in one]
+        assert asked == ["POST /api/chat/stream", "GET /talk/to/it", "POST /api/chat/stream"]
+        expect(tab.turns).to_have_count(1)
+
+
+def test_a_refusal_that_stays(chromium: Chromium, log_file: Path) -> None:
+    """With a new token it is asked once more, and then it is a failure as any."""
+    with guarded(chromium, log_file) as (tab, _):
+        tab.intend(UNGUARDED)
+        asked: list[str] = []
+        refuse = partial(Route.fulfill, status=400, body="<h1>No</h1>", content_type="text/html")
+        tab.page.route("**/stream", refuse)
+        tab.page.on("request", lambda request: asked.append(request.method))
+        tab.ask()
+        expect(tab.failure).to_contain_text("This service answered with an error (400).")
+        assert asked == ["POST", "GET", "POST"]
+        tab.page.unroute("**/stream")
