@@ -55,7 +55,7 @@ def test_each_token_has_its_owner(secret: str, expected: Who) -> None:
 
 def test_a_bare_tokens_owner_is_a_name_that_is_not_the_token() -> None:
     """The same in every process, and nothing of the token is in it."""
-    assert BARE == Settings.load(SETTINGS, {}).tokens[-1].owner
+    assert Settings.load(SETTINGS, {}).tokens[-1].owner == BARE
     assert "bare" not in BARE
 
 
@@ -178,7 +178,7 @@ def test_an_apps_own_401_has_no_challenge() -> None:
 
 @responses.activate
 def test_a_token_is_not_the_providers_and_names_the_streams_owner() -> None:
-    """It goes no further; another's cancel finds nothing, and another token of the same finds it."""
+    """It goes no further; another's cancel finds nothing, one's other token finds it."""
     responses.post(URL, body=b"data: [DONE]\n\n", content_type="text/event-stream")
     host = app()
     client, service = host.test_client(), host.extensions["chatstream"]
