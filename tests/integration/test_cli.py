@@ -300,6 +300,26 @@ def test_where_the_app_does_not_start(provider: Provider) -> None:
     assert err.startswith("Error: CHATSTREAM_DRAIN must be ")
 
 
+def test_who_may_use_the_standalone_service(provider: Provider) -> None:
+    """Open or closed, and who can reach it; no token is shown, also where one is wrong."""
+    here = {"CHATSTREAM_UPSTREAM_URL": provider.url, "CHATSTREAM_BIND": "0.0.0.0:8000"}
+    code, out, _ = run(STANDALONE, "doctor", **here)
+    assert code == 0, out
+    assert re.search(r"^note +identify +Open: ", out, re.MULTILINE)
+    assert re.search(r"^warn +bind +It listens on 0\.0\.0\.0 and asks nobody", out, re.MULTILINE)
+    code, out, _ = run(STANDALONE, "doctor", **here, CHATSTREAM_TOKENS="ann:tok-1")
+    assert code == 0, out
+    assert re.search(r"^ok +tokens +Closed: tokens 1, of owners 1, for admins 0\.", out, re.M)
+    assert re.search(r"^note +bind +It listens on 0\.0\.0\.0 without TLS", out, re.MULTILINE)
+    assert not re.search(r"^\w+ +identify ", out, re.MULTILINE)
+    assert "tok-1" not in out
+    both = {"CHATSTREAM_TOKENS": "a:tok-1", "CHATSTREAM_ADMIN_TOKENS": "b:tok-1"}
+    code, out, err = run(STANDALONE, "doctor", **here, **both)
+    assert code == 1, out
+    assert re.search(r"^fail +settings +A token must not be both ", out, re.MULTILINE)
+    assert "tok-1" not in out + err
+
+
 # The chat
 
 
