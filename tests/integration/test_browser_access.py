@@ -158,6 +158,7 @@ def test_where_a_token_is_kept_and_where_it_goes(shut: Tabs) -> None:
     assert session["chatstream:token"] == TOKEN
     assert TOKEN not in session["chatstream:conversation"]
     assert TOKEN not in repr(others) + tab.page.content()
+    expect(forget(tab)).to_be_visible()
     tab.ask("Again.", tokens=2, rate=100)  # it is still known
     expect(tab.state).to_have_text("The answer is complete.")
 
