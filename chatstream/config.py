@@ -17,7 +17,11 @@ from chatstream.errors import ConfigError
 
 PREFIX = "CHATSTREAM_"
 
-STANDALONE = {"CHATSTREAM_PAGE": "/", "CHATSTREAM_OPENAI_PREFIX": "/v1"}
+STANDALONE = {
+    "CHATSTREAM_PAGE": "/",
+    "CHATSTREAM_OPENAI_PREFIX": "/v1",
+    "CHATSTREAM_HEALTH": "/",
+}
 """What is on in the standalone service, unless the environment says otherwise."""
 
 _OF_THE_SERVER = {"CHATSTREAM_BIND", "CHATSTREAM_WORKER_CLASS", "CHATSTREAM_THREADS"}
@@ -182,6 +186,18 @@ def _origins_or_off(value: Any) -> tuple[str, ...] | None:
     return origins
 
 
+def _most_or_off(value: Any) -> int | None:
+    if _off(value):
+        return None
+    try:
+        number = _count(value)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= 10_000:
+        raise ValueError("a whole number from 1 to 10000, or off")
+    return number
+
+
 def _seconds(value: Any) -> float:
     number = _number(value)
     if not 0 < number <= 86_400 * 7:
@@ -230,6 +246,9 @@ class Settings:
         None,
         _place,
         "where OpenAI's routes chat/completions and models are; off for none (standalone: /v1)",
+    )
+    health: str | None = _setting(
+        None, _place, "where healthz and readyz are; off for none (standalone: /)"
     )
     meter: bool = _setting(
         False, _switch, "1 says that the provider is the built-in one: the page shows its figures"
@@ -291,6 +310,11 @@ class Settings:
     max_body: int = _setting(1024 * 1024, _count, "longest request body, bytes")
     max_streams: int | None = _setting(
         None, _count, "stream slots of a worker; under gunicorn worked out, else 3"
+    )
+    max_streams_per_owner: int | None = _setting(
+        None,
+        _most_or_off,
+        "live streams that one owner may have, in all workers together; off or 0 for no bound",
     )
     bus: str | None = _setting(
         None,

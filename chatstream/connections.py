@@ -93,11 +93,18 @@ class _ConnectionMixin(HTTPConnection):
         except OSError as error:
             raise NewConnectionError(self, f"Connecting to {self.host} failed: {error}") from error
 
+    def connect(self) -> None:
+        super().connect()
+        serving.get().stream.phase = Phase.HEADERS  # from here on the provider may be at work
+
+    def putrequest(self, *args: Any, **options: Any) -> None:
+        if self.sock is not None:  # reused
+            serving.get().stream.phase = Phase.HEADERS
+        super().putrequest(*args, **options)
+
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        call = serving.get()
         # A response that closes takes the socket from the connection before we see it.
-        call.sock = self.sock
-        call.stream.phase = Phase.HEADERS
+        serving.get().sock = self.sock
         return super().getresponse()
 
 

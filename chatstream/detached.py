@@ -169,8 +169,9 @@ class Detached:
             self._on_change()
 
     def _on_change(self) -> None:
-        """The stream was answered, or has ended. In any thread."""
-        answered = self._stream.body is not None and not self._stream.ended
+        """The stream was answered, goes on alone, or has ended. In any thread, also the loop's."""
+        stream = self._stream
+        answered = stream.body is not None and not stream.ended and not stream.unattended
         if answered and not self._begun and self._leave_headers():
             self._begin_at_once()
         else:

@@ -5,7 +5,7 @@
      ├── RequestTimeout         a client does not send the rest of its request; an OSError too
      ├── StreamAborted          we ended it: the stream has a recorded cause
      └── StreamError            a stream that cannot be, or went wrong; has a code and a status
-          ├── Refused           the caller's request: 400, 405, 409, 413, 415
+          ├── Refused           the caller's request: 400, 405, 409, 413, 415, 429
           ├── Busy              this worker has no room: 503
           ├── Unconfirmed       the worker that has the stream does not answer: 504
           ├── BusUnavailable    which worker has the stream cannot be found out: 503
@@ -92,6 +92,17 @@ def conflict(what: str) -> Refused:
         "session": "This session has a live stream. Cancel it first.",
     }
     return Refused(sentences[what], code="conflict", status=409)
+
+
+def too_many(limit: int) -> Refused:
+    """The refusal of one stream more than an owner may have."""
+    answers = "1 answer" if limit == 1 else f"{limit} answers"
+    return Refused(
+        f"You have {answers} running. Stop one of them first, or wait.",
+        code="too_many_streams",
+        status=429,
+        retry_after="1",
+    )
 
 
 class Busy(StreamError):

@@ -22,7 +22,18 @@ from flask import Flask
 
 from chatstream import bus, cli, cors, native, server, slots, views
 from chatstream.asking import Prepare
-from chatstream.bus.base import Action, Answer, Bus, Claim, Listing, Live, Name, Request, digest
+from chatstream.bus.base import (
+    Action,
+    Answer,
+    Bus,
+    Claim,
+    Enquiry,
+    Listing,
+    Live,
+    Name,
+    Request,
+    digest,
+)
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
 from chatstream.errors import (
@@ -32,6 +43,7 @@ from chatstream.errors import (
     RequestTimeout,
     StreamAborted,
     StreamError,
+    Unconfirmed,
     UpstreamError,
     shutting_down,
 )
@@ -173,6 +185,7 @@ class Service:
         self.registry = Registry(
             _slots(settings),
             reject_conflicts=settings.on_conflict == "reject",
+            limit=settings.max_streams_per_owner,
         )
         self._loop = Loop()
         self._bus: Bus = LocalBus(self._receive)
@@ -252,6 +265,11 @@ class Service:
             except Busy:  # no clock can be had
                 self._end_streams()
 
+    def draining(self) -> bool:
+        """Whether this process is to end, so that new streams had better go elsewhere."""
+        alive = getattr(server.gunicorn_worker(), "alive", True)
+        return self._draining or self._drained or not alive
+
     def at_rest(self) -> bool:
         """Whether no stream is left, also none that has ended and only has to be sent."""
         return len(self.registry) == 0
@@ -285,6 +303,7 @@ class Service:
         self.stop()
         self.settings = settings
         self.registry.reject_conflicts = settings.on_conflict == "reject"
+        self.registry.limit = settings.max_streams_per_owner
 
     def _stop_loop(self) -> None:
         """Ends the loop's thread, if `stop` left it for the last stream, which has gone now."""
@@ -322,7 +341,7 @@ class Service:
 
         Raises:
             Busy: No slot or descriptor is free.
-            Refused: 409, see `Registry.add` and `Bus.claim`.
+            Refused: 409 and 429, see `Registry.add` and `Bus.claim`.
             Unconfirmed: Streams of this session are in workers that hang.
             Ended: 503, the worker is to end, and the time for its streams is over.
         """
@@ -374,23 +393,10 @@ class Service:
             Unconfirmed: The worker that has it does not answer.
             BusUnavailable: Whether another worker has it cannot be found out.
         """
-        begin, answer = monotonic(), "not_found"
-        try:
-            self._join()
+        with self._cancelling(session_id, stream_id, owner) as answers:
             stopped = self._bus.cancel(owner, session_id, stream_id)
-            answer = "stopped" if stopped else answer
+            answers.append("stopped" if stopped else "not_found")
             return stopped
-        except StreamError as error:
-            answer = error.code
-            raise
-        except OSError as error:
-            answer = BusUnavailable.code
-            log.warning("[bus] %s: %s", self._bus.name, error)
-            raise BusUnavailable from error
-        finally:
-            seconds = monotonic() - begin
-            cancel = Cancelled(session_id, stream_id, owner, answer, seconds)
-            self._tell(cancel_answered, cancel=cancel)
 
     def sessions(self, owner: str | None = None) -> Listing:
         """What lives in all workers of the app. Waits `PATIENCE` seconds for one that hangs.
@@ -402,8 +408,66 @@ class Service:
             BusUnavailable: Which workers there are cannot be found out.
         """
         self._join()
-        try:
+        with self._bus_faults():
             return self._bus.list(owner)
+
+    def cancel_all(self, owner: str | None) -> Listing:
+        """Stops all live streams of an owner, in whichever workers they are, cause CANCEL.
+
+        Waits `PATIENCE` seconds for a worker that hangs; it stops its own as soon as it wakes.
+
+        Args:
+            owner: Whose streams; None for everybody's.
+
+        Returns:
+            What this call stopped. A worker that has not answered is named.
+
+        Raises:
+            BusUnavailable: Which workers there are cannot be found out. What lived in this process
+                has been stopped.
+        """
+        with self._cancelling(None, None, owner) as answers:
+            listing = self._bus.cancel_all(owner)
+            stopped = any(each.streams for each in listing.workers)
+            silent = not all(each.answered for each in listing.workers)
+            answers.append(Unconfirmed.code if silent else "stopped" if stopped else "not_found")
+            return listing
+
+    def check_bus(self) -> None:
+        """Looks whether the other workers can be reached now. Waits a second at most.
+
+        Raises:
+            BusUnavailable: They cannot.
+        """
+        self._join()
+        with self._bus_faults():
+            self._bus.check()
+
+    @contextlib.contextmanager
+    def _cancelling(
+        self, session_id: str | None, stream_id: str | None, owner: str | None
+    ) -> Iterator[list[str]]:
+        """Tells who listens of a cancel: its answer is put into the list, or raised."""
+        begin = monotonic()
+        answers: list[str] = []
+        try:
+            self._join()
+            with self._bus_faults():
+                yield answers
+        except StreamError as error:
+            answers = [error.code]
+            raise
+        finally:
+            answer = answers[0] if answers else "failed"
+            seconds = monotonic() - begin
+            self._tell(
+                cancel_answered, cancel=Cancelled(session_id, stream_id, owner, answer, seconds)
+            )
+
+    @contextlib.contextmanager
+    def _bus_faults(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             log.warning("[bus] %s: %s", self._bus.name, error)
             raise BusUnavailable from error
@@ -422,8 +486,9 @@ class Service:
             stream.abort(Cause.CANCEL)
 
     def _claim(self, stream: Stream) -> bool:
+        reject, limit = self.settings.on_conflict == "reject", self.settings.max_streams_per_owner
         try:
-            return self._bus.claim(_claim_of(stream), reject=self.settings.on_conflict == "reject")
+            return self._bus.claim(_claim_of(stream), reject=reject, limit=limit)
         except OSError as error:  # the bus is broken; the stream need not be
             log.warning("[bus] %s: %s", self._bus.name, error)
             return False
@@ -440,14 +505,18 @@ class Service:
         cause = Cause.CANCEL if request.action is Action.CANCEL else Cause.SUPERSEDED
         return Answer.STOPPED if stream.abort(cause) else Answer.ABSENT
 
-    def _lives(self, owner: str | None, after: int) -> Iterator[Live]:
-        """What the bus says of this process; see `Lives`."""
+    def _lives(self, enquiry: Enquiry) -> Iterator[Live]:
+        """What the bus says of this process, and what it stops; see `Lives`."""
         now = monotonic()
         for stream in self.registry.live():  # in the order of their numbers
-            if stream.number > after and owner in (None, stream.owner):
-                seconds = now - stream.started
-                name = _claim_of(stream).name
-                yield Live(name, stream.number, stream.phase.value, seconds, stream.events)
+            if (
+                stream.number > enquiry.after
+                and enquiry.owner in (None, stream.owner)
+                and (enquiry.before is None or stream.started <= enquiry.before)
+            ):
+                seconds, phase = now - stream.started, stream.phase.value
+                if not enquiry.stop or stream.abort(Cause.CANCEL):
+                    yield Live(_claim_of(stream).name, stream.number, phase, seconds, stream.events)
 
     def _end_streams(self) -> None:
         self._drained = True  # before the list is made: a stream that is not in it sees this

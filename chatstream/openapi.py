@@ -35,8 +35,11 @@ BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
         {"unsupported_media_type": "send Content-Type: application/json"},
     ),
     429: (
-        "The provider is limiting this service's rate.",
-        {"upstream_rate_limited": "with the provider's Retry-After, if it gave one"},
+        "Too much at once.",
+        {
+            "too_many_streams": "so many of the caller's run already; with Retry-After",
+            "upstream_rate_limited": "the provider says so; with its Retry-After, if it gave one",
+        },
     ),
     502: (
         "The provider failed.",
@@ -105,7 +108,7 @@ OPENAI_MODELS: Mapping[int, tuple[str, Mapping[str, str]]] = {
     400: ("The provider rejected it.", {"upstream_rejected": "with its message"}),
     401: BEFORE[401],
     404: ("There is no list.", {"no_models": "the provider's address is not OpenAI's"}),
-    429: BEFORE[429],
+    429: ("The provider limits.", {"upstream_rate_limited": "with its Retry-After, if any"}),
     502: (
         "The provider failed.",
         {
@@ -123,6 +126,9 @@ OPENAI_MODELS: Mapping[int, tuple[str, Mapping[str, str]]] = {
     504: ("It took too long.", {"upstream_timeout": "or is too long"}),
 }
 """The same of OpenAI's route for the models."""
+
+_FORBIDDEN = ("They are others'.", {"forbidden": "only an admin may"})
+_AWAY = {"bus_unavailable": "the other workers cannot be reached; with Retry-After"}
 
 _OPENAI = """\
 OpenAI's route: with `stream: true` an answer is relayed as on the chat's own route, else in one
@@ -153,6 +159,7 @@ def document(
     max_body: int,
     root: str = "",
     openai_prefix: str | None = None,
+    health: str | None = None,
     challenge: str | None = None,
 ) -> dict[str, Any]:
     """The document. Holds nothing of a user, a key or a provider.
@@ -162,6 +169,7 @@ def document(
         max_body: Longest request body, bytes.
         root: Where the app is mounted in its server (WSGI's SCRIPT_NAME).
         openai_prefix: Where OpenAI's routes are; None for none.
+        health: Where healthz and readyz are; None for none.
         challenge: What a 401 says, where bearer tokens are asked for; None where they are not.
     """
     made: dict[str, Any] = {
@@ -189,7 +197,9 @@ def document(
                 "head": _itself("head"),
                 "options": _options("openapi", "GET, HEAD, OPTIONS"),
             },
+            **_watching(url_prefix),
             **({} if openai_prefix is None else _openai(openai_prefix.rstrip("/"), max_body)),
+            **({} if health is None else _health(health.rstrip("/"))),
         },
         "components": {"schemas": {"ChatRequest": _chat_request(), "ErrorEvent": _error_event()}},
     }
@@ -352,6 +362,109 @@ def _cancel() -> dict[str, Any]:
             ),
         },
     }
+
+
+def _watching(prefix: str) -> dict[str, Any]:
+    """The routes for what lives."""
+    whose = [
+        _parameter("all", "query", {"type": "string"}),
+        _parameter("owner", "query", {"type": "string"}),
+    ]
+    sessions = {method: {**_sessions(method), "parameters": whose} for method in ("get", "head")}
+    return {
+        f"{prefix}/sessions": {**sessions, "options": _options("sessions", "GET, HEAD, OPTIONS")},
+        f"{prefix}/cancel-all": {
+            "post": {**_cancel_all(), "parameters": whose},
+            "options": _options("cancel_all", "OPTIONS, POST"),
+        },
+    }
+
+
+def _sessions(method: str) -> dict[str, Any]:
+    one = _exactly(
+        sessionId=_id(),
+        streamId=_id(),
+        phase=_word("new", "connecting", "headers", "body", "sending"),
+        seconds={"type": "number", "minimum": 0},
+        events={"type": "integer", "minimum": 0},
+    )
+    one["properties"] |= {  # for an admin who asks for those of others
+        "owner": {"type": "string"},
+        "host": {"type": "string"},
+        "pid": {"type": "integer"},
+    }
+    found = _json(
+        "What lives in all workers. Not complete: a worker does not answer, or there are too many.",
+        _exactly(
+            ok=_flag(True),
+            complete={"type": "boolean"},
+            sessions={"type": "array", "items": one},
+        ),
+    )
+    responses = {
+        "200": found,
+        "401": _refusal(401),
+        "403": _refused(*_FORBIDDEN),
+        "405": _other_method("GET, HEAD, OPTIONS"),
+        "503": _with_retry(503, _refused("Nobody knows.", _AWAY)),
+    }
+    if method == "head":
+        for response in responses.values():
+            del response["content"]
+    return {
+        "operationId": f"sessions_{method}",
+        "summary": "What lives: one's own, and for an admin `?owner=` or `?all=1`.",
+        "responses": responses,
+    }
+
+
+def _cancel_all() -> dict[str, Any]:
+    count = {"type": "integer", "minimum": 0}
+    unconfirmed = _exactly(ok=_flag(False), reason=_word("unconfirmed"), cancelled=count)
+    return {
+        "operationId": "cancel_all",
+        "summary": "Stops all that lives: one's own, and for an admin `?owner=` or `?all=1`.",
+        "responses": {
+            "200": _json(
+                "So many were stopped, and their providers' connections shut down.",
+                _exactly(ok=_flag(True), cancelled=count),
+            ),
+            "401": _refusal(401),
+            "403": _refused(*_FORBIDDEN),
+            "405": _other_method("OPTIONS, POST"),
+            "503": _json(
+                "This worker's were stopped; the others cannot be reached.",
+                _not("bus_unavailable"),
+            ),
+            "504": _json("So many were, and a worker does not answer.", unconfirmed),
+        },
+    }
+
+
+def _health(at: str) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    unready = {"shutting_down": BEFORE[503][1]["shutting_down"], **_AWAY}
+    for name, sentence in (("healthz", "It answers."), ("readyz", "New streams are welcome.")):
+        operations = paths[f"{at}/{name}"] = {
+            "options": _options(name, "GET, HEAD, OPTIONS"),
+        }
+        for method in ("get", "head"):
+            responses = {
+                "200": _json(sentence, _exactly(ok=_flag(True))),
+                "405": _other_method("GET, HEAD, OPTIONS"),
+            }
+            if name == "readyz":
+                responses["503"] = _with_retry(503, _refused("They had better not come.", unready))
+            if method == "head":
+                for response in responses.values():
+                    del response["content"]
+            operations[method] = {
+                "operationId": f"{name}_{method}",
+                "summary": sentence,
+                "security": [],
+                "responses": responses,
+            }
+    return paths
 
 
 def _itself(method: str) -> dict[str, Any]:

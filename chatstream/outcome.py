@@ -74,14 +74,15 @@ class Cancelled:
     Attributes:
         session_id: The chat that was to be stopped; None for all of the owner's.
         stream_id: The stream it named, if it did.
-        owner: Who asked.
-        answer: "stopped", "not_found", "unconfirmed" or "bus_unavailable".
+        owner: Whose; None for everybody's.
+        answer: "stopped", "not_found", "unconfirmed" or "bus_unavailable"; "failed" for a fault of
+            ours.
         seconds: Until it had its answer.
     """
 
     session_id: str | None
     stream_id: str | None
-    owner: str
+    owner: str | None
     answer: str
     seconds: float
 

@@ -210,7 +210,7 @@ class Stream:
         """
         if not self.outlives_client:
             self.abort(cause)
-        elif not self.unattended:
+        elif not self.unattended and not self.ended:
             self.unattended = True
             self._tell()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, request
 from flask.blueprints import BlueprintSetupState
 
-from chatstream import openai, page
+from chatstream import openai, page, watching
 from chatstream.answering import add_routes, as_json, drop, other_method, refuse, streamed
 from chatstream.asking import NAMES, capped, prepared
 from chatstream.errors import RequestTimeout, StreamError
@@ -26,6 +26,7 @@ def blueprint(settings: Settings) -> Blueprint:
     """The routes, where the settings have them."""
     routes = Blueprint("chatstream", __name__, url_prefix=settings.url_prefix)
     routes.record(_add_routes)
+    routes.record(watching.routes(settings.url_prefix, settings.health))
     routes.record(page.routes(settings))
     if settings.openai_prefix is not None:
         routes.record(openai.routes(settings.openai_prefix))
@@ -101,6 +102,7 @@ def openapi() -> Response:
             max_body=settings.max_body,
             root=root,
             openai_prefix=settings.openai_prefix,
+            health=settings.health,
             challenge=service().challenge,
         ),
         200,

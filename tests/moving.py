@@ -201,7 +201,7 @@ class Moved:
         self._call = call
         self._started = self._left = False
         self._received = b""
-        self.stream.client = self.loop.watch(self.server, partial(self.stream.abort, Cause.CLIENT))
+        self.stream.client = self.loop.watch(self.server, self.stream.client_gone)
         self.iterable = StreamIterable(
             self.stream,
             self._connect,

@@ -57,7 +57,15 @@ FLOORS = [
     {"bus.unix", "iterable", "upstream"},
     {"bus", "fetch", "reading", "answering", "tokens", "cors"},
     {"asking"},
-    {"openai", "page", "cli.answer", "cli.interrupt", "cli.terminal", "cli.doctor.check"},
+    {
+        "openai",
+        "page",
+        "watching",
+        "cli.answer",
+        "cli.interrupt",
+        "cli.terminal",
+        "cli.doctor.check",
+    },
     {"views", "cli.chat", "cli.sessions"},
     {"cli.doctor.settings", "cli.doctor.provider", "cli.doctor.server", "cli.doctor.bus"},
     {"cli.doctor"},
@@ -79,7 +87,7 @@ FLOORS = [
 ROOMS = {
     "flask": {
         *("extension", "views", "openai", "reading", "answering", "cli", "page", "standalone"),
-        *("tokens", "cors"),
+        *("tokens", "cors", "watching"),
     },
     "flask_cors": {"cors"},
     "werkzeug": {"extension", "views", "openai", "reading", "answering", "cli", "testing.live"},

@@ -103,6 +103,7 @@ class OtherWorkers(Bus):
         self.early: bool | BaseException = False  # to a claim
         self.on_claim: Callable[[], object] = lambda: None
         self.claims: list[tuple[Claim, bool]] = []
+        self.limits: list[int | None] = []
         self.on_release: Callable[[], object] = lambda: None
         self.released: list[Claim] = []
         self.closed = 0
@@ -110,12 +111,16 @@ class OtherWorkers(Bus):
     def start(self) -> None:
         raise AssertionError("it was put in place")
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         self.claims.append((claim, reject))
+        self.limits.append(limit)
         self.on_claim()
         if isinstance(self.early, BaseException):
             raise self.early
         return self.early
+
+    def check(self) -> None:
+        self._others()
 
     def release(self, claim: Claim) -> None:
         self.released.append(claim)
@@ -1022,7 +1027,7 @@ def test_sessions_are_what_lives_here_and_elsewhere(service: MakeService) -> Non
     assert [live.number for live in here.streams] == [1, 2]
     assert (there.worker.id, there.answered) == ("there", False)
     assert [live.name.session_id for live in us.sessions("you").workers[0].streams] == ["s-2"]
-    assert [live.number for live in us._lives(None, 1)] == [2]
+    assert [live.number for live in us._lives(Enquiry(after=1))] == [2]
     for stream in (one, two):
         stream.close()
 

@@ -33,8 +33,8 @@ PREFIX = "/api/chat"
 STREAM, CANCEL, ITSELF = f"{PREFIX}/stream", f"{PREFIX}/cancel/s-1", f"{PREFIX}/openapi.json"
 CHAT = {"messages": [{"role": "user"}], "sessionId": "s-1"}
 COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
-DOCUMENT = openapi.document(PREFIX, max_body=500, openai_prefix="/v1")
-STREAMS, CANCELS, ITS, COMPLETED, LISTED = DOCUMENT["paths"].values()
+DOCUMENT = openapi.document(PREFIX, max_body=500, openai_prefix="/v1", health="/")
+STREAMS, CANCELS, ITS, LIVING, ENDED, COMPLETED, LISTED, HEALTH, READY = DOCUMENT["paths"].values()
 
 Pairs = set[tuple[int, str]]
 
@@ -46,6 +46,7 @@ def app(*, identify: Callable[[], Any] | None = None, **settings: Any) -> flask.
         {
             "CHATSTREAM_UPSTREAM_URL": URL,
             "CHATSTREAM_OPENAI_PREFIX": "/v1",
+            "CHATSTREAM_HEALTH": "/",
             "CHATSTREAM_MAX_BODY": 500,
             "CHATSTREAM_MAX_STREAMS": 4,
         }
@@ -72,7 +73,9 @@ def served(client: Client, path: str = ITSELF) -> dict[str, Any]:
 def test_it_is_openapi(root: str) -> None:
     """By the specification's own rules, and its schemas by JSON Schema's."""
     for prefix in (None, "/", "/v1"):
-        document = openapi.document("/x/y", max_body=1, root=root, openai_prefix=prefix)
+        document = openapi.document(
+            "/x/y", max_body=1, root=root, openai_prefix=prefix, health=prefix
+        )
         openapi_spec_validator.validate(document)
 
 
@@ -95,7 +98,9 @@ def test_it_has_the_routes_and_no_others() -> None:
 # Where the service asks for a token
 
 TOKENS = {"TOKENS": "ann:t-1"}
-CLOSED = openapi.document(PREFIX, max_body=500, openai_prefix="/v1", challenge=CHALLENGE)
+CLOSED = openapi.document(
+    PREFIX, max_body=500, openai_prefix="/v1", health="/", challenge=CHALLENGE
+)
 
 
 def test_a_token_that_is_asked_for_is_in_it() -> None:
@@ -125,8 +130,9 @@ def test_which_routes_ask_for_a_token() -> None:
                 assert response.headers["WWW-Authenticate"] == CHALLENGE
             else:
                 assert response.status_code in (200, 204)
-    paths = (STREAM, f"{PREFIX}/cancel/{{sessionId}}", COMPLETIONS)
-    assert asking == {(path, "post") for path in paths} | {(MODELS, "get"), (MODELS, "head")}
+    posts = (STREAM, f"{PREFIX}/cancel/{{sessionId}}", f"{PREFIX}/cancel-all", COMPLETIONS)
+    reads = {(path, way) for path in (f"{PREFIX}/sessions", MODELS) for way in ("get", "head")}
+    assert asking == {(path, "post") for path in posts} | reads
 
 
 # It is served
@@ -134,10 +140,11 @@ def test_which_routes_ask_for_a_token() -> None:
 
 def test_it_is_served_under_the_prefix() -> None:
     """It knows where the routes are and how long a body may be."""
-    client = app(URL_PREFIX="/ai", MAX_BODY=77, OPENAI_PREFIX="off").test_client()
+    client = app(URL_PREFIX="/ai", MAX_BODY=77, OPENAI_PREFIX="off", HEALTH="off").test_client()
     document = served(client, "/ai/openapi.json")
     assert document == openapi.document("/ai", max_body=77)
-    assert list(document["paths"]) == ["/ai/stream", "/ai/cancel/{sessionId}", "/ai/openapi.json"]
+    names = ("stream", "cancel/{sessionId}", "openapi.json", "sessions", "cancel-all")
+    assert list(document["paths"]) == [f"/ai/{name}" for name in names]
     assert "77" in document["paths"]["/ai/stream"]["post"]["requestBody"]["description"]
 
 
@@ -202,6 +209,7 @@ def test_every_error_of_the_code_is_in_it() -> None:
     made |= {(kind.status, kind.code) for kind in (errors.BusUnavailable, errors.Unconfirmed)}
     told = reasons(STREAMS["post"]) | reasons(CANCELS["post"]) | reasons(ITS["get"])
     told |= reasons(COMPLETED["post"]) | reasons(LISTED["get"])
+    told |= reasons(LIVING["get"]) | reasons(ENDED["post"]) | reasons(READY["get"])
     assert told - {(404, "not_found")} == made
 
 
@@ -259,11 +267,13 @@ def answered(**answer: Any) -> Scene:
     return scene
 
 
-def beside_another(stream_id: str, **settings: Any) -> Scene:
-    """A good request, while another stream of its session is live: t."""
+def beside_another(stream_id: str, session_id: str = "s-1", **settings: Any) -> Scene:
+    """A good request, while another stream is live: t, of session s-1."""
 
     def scene(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
-        host, request = posted({**CHAT, "streamId": stream_id}, **settings)(provider)
+        host, request = posted(
+            {**CHAT, "streamId": stream_id, "sessionId": session_id}, **settings
+        )(provider)
         service_of(host).open(b"", session_id="s-1", stream_id="t")
         return host, request
 
@@ -312,6 +322,7 @@ REFUSALS: dict[tuple[int, str], Scene] = {
     (409, "conflict"): beside_another("t"),
     (413, "too_large"): posted(b" " * 501),
     (415, "unsupported_media_type"): as_text,
+    (429, "too_many_streams"): beside_another("u", "s-2", MAX_STREAMS_PER_OWNER=1),
     (429, "upstream_rate_limited"): answered(status=429, headers={"Retry-After": "7"}),
     (502, "upstream_connect"): answered(body=requests.ConnectTimeout("x")),
     (502, "upstream_unreachable"): answered(body=requests.ConnectionError("x")),
@@ -411,6 +422,43 @@ def test_each_answer_to_a_cancel_is_as_documented(
     response = play(scene, CANCEL)
     assert (response.status_code, response.json.get("reason")) == answer  # type: ignore[union-attr]
     assert_as_documented(CANCELS["post"], response)
+
+
+def of_another(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
+    host, request = posted()(provider)
+    return host, {**request, "query_string": "owner=another"}
+
+
+WATCHED: dict[tuple[str, int, str | None], Scene] = {
+    ("sessions", 200, None): beside_another("u"),
+    ("sessions", 401, "unauthenticated"): posted(identify=lambda: None),
+    ("sessions", 403, "forbidden"): of_another,
+    ("sessions", 503, "bus_unavailable"): unsure(BusUnavailable()),
+    ("cancel-all", 200, None): beside_another("u"),
+    ("cancel-all", 401, "unauthenticated"): posted(identify=lambda: None),
+    ("cancel-all", 403, "forbidden"): of_another,
+    ("cancel-all", 503, "bus_unavailable"): unsure(BusUnavailable()),
+    ("cancel-all", 504, "unconfirmed"): unsure(Unconfirmed()),
+}
+
+
+def test_there_is_a_scene_for_each_answer_to_who_watches() -> None:
+    """Every status of these two routes in the document is brought about below."""
+    for name, operation in (("sessions", LIVING["get"]), ("cancel-all", ENDED["post"])):
+        statuses = {str(status) for route, status, _ in WATCHED if route == name}
+        assert statuses == set(operation["responses"]) - {"405"}
+
+
+@pytest.mark.parametrize(("answer", "scene"), WATCHED.items(), ids=map(str, WATCHED))
+def test_each_answer_to_who_watches_is_as_documented(
+    play: Play, answer: tuple[str, int, str | None], scene: Scene
+) -> None:
+    """Each has the status, the headers and the JSON that the document gives for it."""
+    name, *expected = answer
+    method, operation = ("get", LIVING) if name == "sessions" else ("post", ENDED)
+    response = play(scene, f"{PREFIX}/{name}", method)
+    assert [response.status_code, response.json.get("reason")] == expected  # type: ignore[union-attr]
+    assert_as_documented(operation[method], response)
 
 
 WHOLE = '{"choices": []}'

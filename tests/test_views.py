@@ -7,7 +7,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,7 @@ from werkzeug.local import LocalProxy
 from werkzeug.test import EnvironBuilder, TestResponse, run_wsgi_app
 
 from chatstream import ChatStream, Service
-from chatstream.bus.base import Claim, Request
+from chatstream.bus.base import Claim, Enquiry, Page, Request, Worker
 from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
 from chatstream.errors import BusUnavailable, Unconfirmed
@@ -829,7 +829,18 @@ class OtherWorkers(LocalBus):
         self.error = error
         service._bus, service._joined = self, os.getpid()
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
+        raise self.error
+
+    def _others(self) -> list[Worker]:
+        if isinstance(self.error, Unconfirmed):
+            return [Worker("silent", 1, "host")]
+        raise self.error
+
+    def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
+        return dict.fromkeys(enquiries)
+
+    def check(self) -> None:
         raise self.error
 
     def _cancel_elsewhere(self, request: Request) -> bool:

@@ -9,14 +9,16 @@ a request and its reply, each one JSON object (RFC 8259, UTF-8):
     │ "id": "5f0c…"              this exchange   │     │ "id": "5f0c…"      the request's     │
     │ "origin": "4711"           who sent it     │ ──> │ "origin": "4712"                     │
     │ "action": "cancel" | "supersede" | "probe" │     │ "answer": "stopped" | "live" |       │
-    │ "owner": "7"                               │     │           "absent"                   │
-    │ "session": "s1" | null                     │     └──────────────────────────────────────┘
+    │           | "vacate"                       │     │           "absent"                   │
+    │ "owner": "7"                               │     └──────────────────────────────────────┘
+    │ "session": "s1" | null                     │
     │ "stream": "a1" | null                      │
     │ "before": 81.25 | null                     │
     └────────────────────────────────────────────┘
 
 `cancel` and `supersede` abort the stream of these names; a null matches any. `probe` asks whether
-there is one. Streams that began after `before` are not meant, where both sides have one monotonic
+there is one. `vacate` has the worker give up the places that the owner's ended streams still have
+there. Streams that began after `before` are not meant, where both sides have one monotonic
 clock: a request that is read late must not hit the next stream of its session. A worker replies
 when it is done: `stopped` means that the provider has been told.
 
@@ -25,19 +27,23 @@ What lives is asked for page by page, since a message has its longest:
     enquiry                                           page
     ┌────────────────────────────────────────────┐     ┌──────────────────────────────────────┐
     │ "chatstream": 1, "id", "origin"            │     │ "chatstream": 1, "id", "origin"      │
-    │ "action": "list"                           │ ──> │ "streams": [[owner, session, stream, │
+    │ "action": "list" | "cancel-all"            │ ──> │ "streams": [[owner, session, stream, │
     │ "owner": "7" | null                        │     │   number, phase, seconds, events],…] │
     │ "after": 0                 a number        │     │ "more": true | false                 │
-    └────────────────────────────────────────────┘     └──────────────────────────────────────┘
+    │ "before": 81.25 | null     as above        │     └──────────────────────────────────────┘
+    └────────────────────────────────────────────┘
 
 A page has the worker's live streams in the order of their numbers, those above `after`; where there
-are `more`, the next enquiry names the last one. A null owner means everybody's.
+are `more`, the next enquiry names the last one. A null owner means everybody's. `cancel-all` aborts
+what would be listed, and its page has what it has stopped; where nobody waits for that page any
+more, the worker stops all, and does not wait to be asked for the rest.
 
 Anything else that arrives is dropped, with one warning.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import hashlib
 import json
@@ -62,7 +68,7 @@ PAGE = 48 * 1024
 """Bytes of a page's streams."""
 
 _FORMAT = 1
-_LIST = "list"
+_LIST, _CANCEL_ALL = "list", "cancel-all"
 
 
 class Name(NamedTuple):
@@ -147,6 +153,7 @@ class Action(enum.Enum):
     CANCEL = "cancel"
     SUPERSEDE = "supersede"
     PROBE = "probe"
+    VACATE = "vacate"
 
 
 class Answer(enum.Enum):
@@ -186,12 +193,16 @@ class Enquiry:
     Attributes:
         owner: Whose streams; None for everybody's.
         after: Only those with a higher number.
+        stop: Whether they are to be aborted, too.
+        before: Only those that began before this instant; None for all.
     """
 
     owner: str | None = None
     after: int = 0
     origin: str = ""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    stop: bool = False
+    before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -211,9 +222,10 @@ class Page:
 
 Message = Request | Reply | Enquiry | Page
 
-Lives = Callable[[str | None, int], Iterable[Live]]
-"""The live streams of this process: of an owner (None: of all), numbered above, in their order.
+Lives = Callable[[Enquiry], Iterable[Live]]
+"""The live streams of this process that an enquiry is for, in the order of their numbers.
 
+Of one that stops: those that it has aborted, each in the moment in which it is asked for the next.
 Safe from any thread, never blocks, never logs.
 """
 
@@ -255,27 +267,38 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         """Makes a stream findable under its name; the registry has it already.
 
         A live stream of the session in another process is superseded. A stream that has ended, by
         now or while it waits, supersedes nothing.
 
+        Where there is a `limit`, an owner has so many places, in all processes together, and a live
+        stream has one. The place is its session's: who supersedes a stream has its place. One whose
+        stream has ended is given back with `release`, or when another stream of the owner needs it,
+        whichever is first: so a stream does not count for longer than it lives, and its end costs
+        nothing.
+
         Args:
             claim: The stream's.
             reject: Whether a live stream of the session refuses this one instead.
+            limit: Live streams that an owner may have; None for no bound. The same for all claims.
 
         Returns:
             Whether a cancel for this stream came before it.
 
         Raises:
             Refused: 409, another process has a live stream of this stream id or, with `reject`, of
-                this session. Nothing is claimed.
+                this session. 429, the owner has `limit` live streams. Nothing is claimed.
         """
 
     def _is_live(self, claim: Claim) -> bool:
         """Whether what is claimed is worth it: else a late claim would end what came after it."""
         return self._receive(Request(Action.PROBE, *claim.name)) is Answer.LIVE
+
+    def _session_is_live(self, owner: str, session_id: str) -> bool:
+        """Whether this process has a live stream of the session, and so needs a place for it."""
+        return self._receive(Request(Action.PROBE, owner, session_id)) is Answer.LIVE
 
     @abstractmethod
     def release(self, claim: Claim) -> None:
@@ -310,22 +333,54 @@ class Bus(ABC):
         Raises:
             BusUnavailable: Which workers there are cannot be found out.
         """
-        asked = dict.fromkeys(self._others(), 0)
-        found = {worker: Found(worker, [], False) for worker in asked}
-        if self._lives is not None:
+        return self._ask_all(Enquiry(owner))
+
+    def cancel_all(self, owner: str | None) -> Listing:
+        """Stops every live stream of an owner, in whichever worker. Waits as `list` does.
+
+        All workers are told before the first is waited for. One that does not answer stops what
+        lived when it was told, as soon as it wakes.
+
+        Args:
+            owner: Whose streams; None for everybody's.
+
+        Returns:
+            What this call stopped; their providers have been told.
+
+        Raises:
+            BusUnavailable: Which other workers there are cannot be found out. The streams of this
+                one have been stopped.
+        """
+        return self._ask_all(Enquiry(owner, stop=True))
+
+    @abstractmethod
+    def check(self) -> None:
+        """Looks whether the other processes can be reached now. Waits a second at most.
+
+        Raises:
+            BusUnavailable: They cannot.
+        """
+
+    def _ask_all(self, enquiry: Enquiry) -> Listing:
+        """What all workers say to an enquiry."""
+        found: dict[Worker, Found] = {}
+        if self._lives is not None:  # first: it needs no bus
             here = self._here()
-            found = {here: Found(here, [*self._lives(owner, 0)], True), **found}
-        while asked and sum(len(each.streams) for each in found.values()) < MOST:
-            asked = self._turn(owner, asked, found)
+            found[here] = Found(here, [*self._lives(enquiry)], True)
+        asked = dict.fromkeys(self._others(), 0)
+        found |= {worker: Found(worker, [], False) for worker in asked}
+        # A stop is not cut: it goes on while workers have more.
+        while asked and (enquiry.stop or sum(len(each.streams) for each in found.values()) < MOST):
+            asked = self._turn(enquiry, asked, found)
         for worker in asked:  # it would go on
             found[worker] = found[worker]._replace(answered=True)
         return Listing([*found.values()], bool(asked))
 
     def _turn(
-        self, owner: str | None, asked: dict[Worker, int], found: dict[Worker, Found]
+        self, enquiry: Enquiry, asked: dict[Worker, int], found: dict[Worker, Found]
     ) -> dict[Worker, int]:
         """Asks each worker for a page, and notes what is `found`. Returns whom to ask for more."""
-        pages = self._pages({worker: Enquiry(owner, after) for worker, after in asked.items()})
+        pages = self._pages({worker: _next(enquiry, after) for worker, after in asked.items()})
         more = {}
         for worker in asked:
             page = pages.get(worker)
@@ -354,15 +409,21 @@ class Bus(ABC):
             BusUnavailable: They cannot be asked.
         """
 
-    def _page(self, enquiry: Enquiry, origin: str) -> Page:
-        """This process's answer."""
+    def _page(self, enquiry: Enquiry, origin: str, *, awaited: bool = True) -> Page:
+        """This process's answer.
+
+        Args:
+            enquiry: To what.
+            origin: This process.
+            awaited: Whether somebody waits for it, who would ask for what does not fit in.
+        """
         streams: list[Live] = []
         size = 0
-        for live in self._lives(enquiry.owner, enquiry.after) if self._lives is not None else ():
+        for live in self._lives(enquiry) if self._lives is not None else ():
+            streams.append(live)  # also the one that is too much: it may just have been stopped
             size += len(json.dumps(_listed(live)))
-            if streams and size > PAGE:
+            if size > PAGE and (awaited or not enquiry.stop):
                 return Page(tuple(streams), True, enquiry.id, origin)
-            streams.append(live)
         return Page(tuple(streams), False, enquiry.id, origin)
 
     @abstractmethod
@@ -382,7 +443,8 @@ def encode(message: Message) -> bytes:
     elif isinstance(message, Page):
         fields |= {"streams": [_listed(live) for live in message.streams], "more": message.more}
     elif isinstance(message, Enquiry):
-        fields |= {"action": _LIST, "owner": message.owner, "after": message.after}
+        fields |= {"action": _CANCEL_ALL if message.stop else _LIST, "owner": message.owner}
+        fields |= {"after": message.after, "before": message.before}
     else:
         fields |= {"action": message.action.value, "owner": message.owner}
         fields |= {"session": message.session_id, "stream": message.stream_id}
@@ -404,11 +466,17 @@ def decode(data: bytes) -> Message:
             return _reply(fields)
         if "streams" in fields:
             return _page(fields)
-        return _enquiry(fields) if fields["action"] == _LIST else _request(fields)
+        asks = fields["action"] in (_LIST, _CANCEL_ALL)
+        return _enquiry(fields) if asks else _request(fields)
     except Malformed:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Malformed(type(error).__name__) from None
+
+
+def _next(enquiry: Enquiry, after: int) -> Enquiry:
+    """The same enquiry, for a page of its own."""
+    return dataclasses.replace(enquiry, after=after, id=uuid.uuid4().hex)
 
 
 def _listed(live: Live) -> list[Any]:
@@ -442,6 +510,8 @@ def _enquiry(fields: dict[str, Any]) -> Enquiry:
         _whole(fields["after"]),
         _text(fields["origin"]),
         _text(fields["id"]),
+        fields["action"] == _CANCEL_ALL,
+        _number_or_none(fields["before"]),
     )
 
 

@@ -26,7 +26,7 @@ from chatstream.bus.base import (
 
 
 class LocalBus(Bus):
-    """For a service that is one process; `Registry` has its conflicts. Never blocks."""
+    """For a service that is one process; `Registry` has its conflicts and limits. Never blocks."""
 
     name = "local"
 
@@ -40,7 +40,7 @@ class LocalBus(Bus):
     def start(self) -> None:
         pass
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         with self._lock:
             self._claimed[claim.name] += 1
             return self._early.pop(claim.name)
@@ -70,6 +70,9 @@ class LocalBus(Bus):
 
     def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
         return {}
+
+    def check(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -59,6 +59,24 @@ class RecordLocks:
         kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(self._file(), fcntl.F_GETLK, asked))
         return 0 if kind == fcntl.F_UNLCK else int(pid)
 
+    def held(self, first: int, length: int) -> list[tuple[int, int, int]]:
+        """What other processes have of these numbers: pid, from, to (which it has not), unsorted.
+
+        The kernel is asked once for each stretch, and once for each gap between two.
+        """
+        found, open_ = [], [(first, first + length)]
+        while open_:
+            begin, end = open_.pop()
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, begin, end - begin, 0)
+            answer = fcntl.fcntl(self._file(), fcntl.F_GETLK, asked)
+            kind, _, start, size, pid = _FLOCK.unpack(answer)
+            if kind == fcntl.F_UNLCK:
+                continue
+            start, stop = max(begin, start), min(end, start + size) if size else end
+            found.append((int(pid), start, stop))
+            open_ += [(low, high) for low, high in ((begin, start), (stop, end)) if low < high]
+        return found
+
     def is_the_file(self) -> bool:
         """Whether the path still leads to the file that was opened."""
         try:

@@ -3,6 +3,7 @@
     <prefix>:session:<hash>   "<worker> <number> <stream id>"     expires, refreshed by the worker
     <prefix>:stream:<hash>    "<worker> <number> <session id>"    the same; "gone 0 …" after its end
     <prefix>:early:<hash>     an owner's early cancels            sorted by when they expire
+    <prefix>:places:<hash>    an owner's places, by session       "<worker> <number> <expires>"
     <prefix>:since            since when the server has had its data
     <prefix>:mail:<worker>    a Redis stream of messages          see `chatstream.bus.base`
     <prefix>:worker:<worker>  its pid and its host                expires
@@ -22,8 +23,10 @@ Mail, not PUBLISH: what is sent before a worker listens, or while it reconnects,
 does, so a stop that could not be confirmed is carried out all the same. All clocks are the
 server's. A worker that dies stops refreshing and its entries expire; one with a silent stream does
 not. A server that has lost its data has no `since`: until all workers can have put back what they
-have, that it knows of no stream is no answer. What a stream costs - two scripts, and its part of a
-refresh - does not depend on the number of workers.
+have, that it knows of no stream is no answer. Places are kept where owners have a limit: a claim
+counts them, and where all are taken their workers are asked which sessions live. So a stream's end
+frees its place at once, and nothing is sent for it. What a stream costs - two scripts, and its part
+of a refresh - does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ from chatstream.bus.base import (
     Bus,
     Claim,
     Enquiry,
+    Found,
     Lives,
     Malformed,
     Message,
@@ -68,7 +72,7 @@ from chatstream.bus.base import (
     digest,
     encode,
 )
-from chatstream.errors import BusUnavailable, ConfigError, Unconfirmed, conflict
+from chatstream.errors import BusUnavailable, ConfigError, Unconfirmed, conflict, too_many
 
 log = logging.getLogger("chatstream")
 
@@ -232,6 +236,7 @@ class RedisBus(Bus):
         self._refreshed = self._checked = 0.0
         self._since = b""
         self._complained = False
+        self._limit: int | None = None  # of an owner; there are places if there is one
 
     def start(self) -> None:
         self._listener.start()
@@ -248,7 +253,8 @@ class RedisBus(Bus):
             self._listener.join(_LISTEN + 2 * COMMAND_TIMEOUT)
         self._commands.close()
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
+        self._limit = limit
         self._is_up()
         with self._lock:
             self._claims[claim] = None if self._up else b""
@@ -325,15 +331,23 @@ class RedisBus(Bus):
         owner, session_id, stream_id = claim.name
         keys, values = self._keys_and_values(claim)
         over = {"session": b"", "stream": b""}
+        ended: list[bytes] = []  # places
         for _ in range(_TRIES):
             if not self._is_live(claim):
                 return False
             more = [_ms(self._ttl), digest(*claim.name), int(reject), *over.values()]
+            if self._limit:
+                more += [_place_of(claim), self._limit, *ended]
             found, value, early = (*self._claim_script(keys, [*values, *more]), None)[:3]
             if found == b"claimed":
                 if value and (self._is_live(claim) or not self._put_back(claim, value)):
                     self._supersede(claim.name, value)
                 return bool(early)
+            if found == b"places":
+                ended = self._ended(owner, value)
+                if not ended:
+                    raise too_many(len(value))
+                continue
             what = found.decode()
             in_the_way = {"session": (session_id, None), "stream": (None, stream_id)}[what]
             if self._holder_is_live(value, Request(Action.PROBE, owner, *in_the_way)):
@@ -356,8 +370,32 @@ class RedisBus(Bus):
         Returns:
             Whether it was; not when a third stream has the session by now.
         """
-        keys, values = self._keys_and_values(claim)
-        return bool(self._put_back_script(keys[:1], [values[0], value, _ms(self._ttl)]))
+        (session, _, _, *places), (mine, _) = self._keys_and_values(claim)
+        more = [_place_of(claim)] if places else []
+        return bool(self._put_back_script([session, *places], [mine, value, _ms(self._ttl), *more]))
+
+    def _ended(self, owner: str, places: list[bytes]) -> list[bytes]:
+        """Those of an owner's places whose sessions are not live, as their workers say.
+
+        A worker that says nothing has only live ones.
+        """
+        by_worker: dict[str, dict[str, bytes]] = {}
+        for place in places:
+            session, worker, _ = place.decode().split(" ")
+            by_worker.setdefault(worker, {})[session] = place
+        asked = {Worker(worker, 0, ""): 0 for worker in by_worker if worker != self._worker}
+        found = {worker: Found(worker, [], False) for worker in asked}
+        while asked:
+            asked = self._turn(Enquiry(owner), asked, found)
+        here = self._here()
+        if self._lives is not None:
+            found[here] = Found(here, [*self._lives(Enquiry(owner))], True)
+        ended: list[bytes] = []
+        for said in found.values():
+            live = {digest(owner, each.name.session_id) for each in said.streams}
+            mine = by_worker.get(said.worker.id, {}) if said.answered else {}
+            ended += [place for session, place in mine.items() if session not in live]
+        return ended
 
     def _supersede(self, name: Name, value: bytes) -> None:
         request = Request(Action.SUPERSEDE, name.owner, name.session_id, _name(value))
@@ -386,7 +424,10 @@ class RedisBus(Bus):
     def _forget(self, claim: Claim) -> None:
         keys, values = self._keys_and_values(claim)
         gone = f"gone 0 {claim.name.session_id}"
-        self._release_script(keys, [*values, _ms(REMEMBER), digest(*claim.name), gone])
+        more = [_ms(REMEMBER), digest(*claim.name), gone]
+        if self._limit:
+            more.append(_place_of(claim))
+        self._release_script(keys, [*values, *more])
 
     def _refresh(self) -> set[Claim]:
         """Has every entry last for another while, and puts back those that are lost.
@@ -422,6 +463,10 @@ class RedisBus(Bus):
         for claim, over in claims:
             keys, values = self._keys_and_values(claim)
             more = [_ms(self._ttl), digest(*claim.name), over]
+            if self._limit:  # one that has ended needs no place any more
+                keys, more = (
+                    (keys, [*more, _place_of(claim)]) if self._is_live(claim) else (keys[:3], more)
+                )
             self._refresh_script(keys, [*values, *more], client=pipeline)
         for (claim, over), (early, other) in zip(claims, pipeline.execute(), strict=True):
             if early:  # cancelled by somebody who could not know that it was live
@@ -462,11 +507,22 @@ class RedisBus(Bus):
             self._key("stream", owner, stream_id),
             self._key("early", owner),
         ]
+        if self._limit:
+            keys.append(self._key("places", owner))
         mine = f"{self._worker} {number}"
         return keys, [f"{mine} {stream_id}", f"{mine} {session_id}"]
 
     def _key(self, kind: str, *words: str) -> str:
         return f"{self._prefix}:{kind}:{digest(*words)}"
+
+    def check(self) -> None:
+        if not self._is_up() or self._closing.is_set() or not self._listener.is_alive():
+            raise BusUnavailable
+        try:
+            self._commands.ping()
+        except _FAULTS as error:
+            self._lost(error)
+            raise BusUnavailable from error
 
     # What lives
 
@@ -638,11 +694,11 @@ class RedisBus(Bus):
         rather twice than never, and to do it twice changes nothing."""
         read = self._mailbox.xread({self._mail: "0-0"}, block=_ms(_LISTEN))
         for _, entries in read or ():
-            for _, fields in entries:
-                self._take_message(fields.get(b"message", b""))
+            for entry_id, fields in entries:
+                self._take_message(fields.get(b"message", b""), entry_id)
             self._mailbox.xdel(self._mail, *(entry_id for entry_id, _ in entries))
 
-    def _take_message(self, data: bytes) -> None:
+    def _take_message(self, data: bytes, entry_id: bytes) -> None:
         try:
             message = decode(data)
             if not _WORKER.fullmatch(message.origin):
@@ -657,7 +713,7 @@ class RedisBus(Bus):
             self._send(message.origin, reply)
             return
         if isinstance(message, Enquiry):
-            self._send(message.origin, self._page(message, self._worker))
+            self._send(message.origin, self._answer(message, entry_id))
             return
         with self._lock:
             exchange = self._exchanges.get(message.id)
@@ -674,6 +730,19 @@ class RedisBus(Bus):
         exchange.answer = message.answer
         exchange.done.set()
 
+    def _answer(self, enquiry: Enquiry, entry_id: bytes) -> Page:
+        """The page for an enquiry. What it stops began before it was sent, which its entry tells.
+
+        Both instants are the server's. What begins while it is asked for the time may be stopped
+        too: whoever asked to stop all is waiting then.
+        """
+        if not enquiry.stop:
+            return self._page(enquiry, self._worker)
+        seconds, micros = self._mailbox.time()
+        age = max(0.0, seconds + micros / 1e6 - int(entry_id.split(b"-")[0]) / 1e3)
+        enquiry = dataclasses.replace(enquiry, before=monotonic() - age)
+        return self._page(enquiry, self._worker, awaited=age < PATIENCE)
+
 
 class RedisVisitor(RedisBus):
     """For a process that is no worker: it asks and cancels. It has no stream, and is in no listing.
@@ -689,7 +758,7 @@ class RedisVisitor(RedisBus):
         """
         super().__init__(_absent, url, prefix=prefix, ttl=_VISIT)
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         raise NotImplementedError("a visitor has no stream")
 
     def _enrol(self) -> bytes:
@@ -736,6 +805,11 @@ def _said(error: Exception) -> str:
     """The error for the log. Of a refused command only its kind: its text has the arguments."""
     refused = isinstance(error, redis.ResponseError)
     return type(error).__name__ if refused else str(error) or type(error).__name__
+
+
+def _place_of(claim: Claim) -> str:
+    """Its session's field among the owner's places."""
+    return digest(claim.name.owner, claim.name.session_id)
 
 
 def _worker_of(value: bytes) -> str:

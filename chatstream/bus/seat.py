@@ -28,6 +28,7 @@ from chatstream.bus.base import (
 )
 from chatstream.bus.directory import NAMES, Directory
 from chatstream.bus.early import EarlyCancels
+from chatstream.bus.places import part_of
 from chatstream.bus.record_locks import RecordLocks
 from chatstream.errors import Unconfirmed, out_of_descriptors
 from chatstream.loop import Loop
@@ -42,6 +43,10 @@ _ENDED = (ConnectionRefusedError, ConnectionResetError, FileNotFoundError)
 
 _PAUSE = 0.1
 """Seconds without accepting requests where the process has no descriptor left."""
+
+
+Answering = Callable[[bytes, bool], bytes | None]
+"""The reply to a request, given whether somebody waits for it; None to drop the request."""
 
 
 class Visit:
@@ -62,6 +67,10 @@ class Visit:
     def locks(self, byte: int) -> RecordLocks:
         """The record locks that `byte` is in."""
         return self.directory.names[byte // 4 % NAMES]
+
+    def places(self, owner: str) -> RecordLocks:
+        """The record locks that an owner's places are in."""
+        return self.directory.names[part_of(owner, NAMES)]
 
     def ask(self, pid: int, request: Request, deadline: float) -> Answer | None:
         """What the worker `pid` says; None if it has ended.
@@ -116,7 +125,8 @@ class Visit:
         sock.setblocking(False)
         try:
             sock.connect(self.directory.socket_of(pid))
-            sock.send(encode(dataclasses.replace(enquiry, origin=str(os.getpid()))))
+            message = dataclasses.replace(enquiry, origin=str(os.getpid()), before=monotonic())
+            sock.send(encode(message))
         except _ENDED:
             raise
         except OSError:  # as many wait already as may
@@ -127,12 +137,12 @@ class Visit:
 class Seat(Visit):
     """A place in the directory: locks, a socket that the others can reach, the early cancels."""
 
-    def __init__(self, path: Path, loop: Loop, answer: Callable[[bytes], bytes | None]) -> None:
+    def __init__(self, path: Path, loop: Loop, answer: Answering) -> None:
         """
         Args:
             path: The directory's.
             loop: Its thread reads what arrives.
-            answer: The reply to a request, or None to drop it.
+            answer: See `Answering`.
 
         Raises:
             OSError: It cannot be taken.
@@ -182,7 +192,7 @@ class Seat(Visit):
             return
         except OSError:
             data = b""
-        reply = self._reply(data) if data else None
+        reply = self._reply(data, not _has_left(sock)) if data else None
         if reply is not None:
             with contextlib.suppress(OSError):  # it has given up
                 sock.send(reply)
@@ -202,6 +212,16 @@ def _page(sock: socket.socket, enquiry: Enquiry, deadline: float) -> Page | None
     except (OSError, Malformed):  # it hangs, or has another release's format
         return None
     return page if isinstance(page, Page) and page.id == enquiry.id else None
+
+
+def _has_left(sock: _socket.socket) -> bool:
+    """Whether whoever asked has closed its end: it waited until its deadline, or was killed."""
+    try:
+        return not sock.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _listen(path: str) -> _socket.socket:

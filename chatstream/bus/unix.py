@@ -48,12 +48,14 @@ from chatstream.bus.base import (
     encode,
 )
 from chatstream.bus.directory import VisitedDirectory
+from chatstream.bus.places import Places, holders
 from chatstream.bus.seat import Seat, Visit
 from chatstream.errors import (
     BusUnavailable,
     StreamError,
     Unconfirmed,
     conflict,
+    too_many,
 )
 from chatstream.loop import Loop
 
@@ -109,6 +111,7 @@ class UnixBus(Bus):
         self._claims: set[Claim] = set()
         self._held: dict[int, set[Claim]] = {}
         self._gone: dict[Claim, float] = {}  # until when, oldest first
+        self._places = Places()
 
     def start(self) -> None:
         self._run_soon = native.runner()
@@ -123,23 +126,30 @@ class UnixBus(Bus):
             self._held.clear()
             self._gone.clear()
             self._claims.clear()
+            self._places.clear()
         if seat is not None:
             seat.leave()
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         with self._lock:
             self._claims.add(claim)
         try:
             seat = self._seated()
             if seat is None:
                 return False
+            superseded = False
             if not self._take_free(seat, claim):
-                self._take_names(seat, claim, reject)
+                if limit and not reject:
+                    self._take_spare(claim)
+                superseded = self._take_names(seat, claim, reject)
+            if limit:
+                self._take_place(seat, claim, limit, superseded)
             return seat.early.pop(claim.name)
         except StreamError:
             with self._lock:
                 stream, name, session = _bytes_of_claim(claim)
                 self._drop(claim, [stream, name, *session])
+                self._leave_place(claim)
                 self._claims.discard(claim)
             raise
 
@@ -149,6 +159,8 @@ class UnixBus(Bus):
             self._claims.discard(claim)
             stream, _, session = _bytes_of_claim(claim)
             self._drop(claim, [stream, *session])
+            if self._places:
+                self._leave_place(claim, needed=self._session_is_live(*claim.name[:2]))
             self._gone[claim] = now + REMEMBER
             for gone, until in list(itertools.islice(self._gone.items(), 2)):
                 if until <= now or len(self._gone) > _GONE:
@@ -239,6 +251,7 @@ class UnixBus(Bus):
                     self._try(seat, stream, claim)
                     self._try(seat, name, claim)
                     any(not self._try(seat, byte, claim) for byte in session)  # the first free one
+                self._places.take_again(seat.places)
         except OSError as error:
             if not self._away:
                 self._away = True
@@ -281,6 +294,59 @@ class UnixBus(Bus):
         pages = seat.ask_for_pages(by_pid, monotonic() + PATIENCE)
         return {worker: pages[worker.pid] for worker in enquiries if worker.pid in pages}
 
+    def check(self) -> None:
+        if self._seated() is None:
+            raise BusUnavailable
+
+    # The places of owners
+
+    def _take_place(self, seat: Visit, claim: Claim, limit: int, superseded: bool) -> None:
+        """Gives a claim's session a place; has others give theirs up that need them no more.
+
+        Raises:
+            Refused: All are taken by live streams.
+        """
+        if self._try_place(claim, limit):
+            return
+        if superseded and self._keep_spare(claim):
+            return  # the place that it freed has been taken, or its worker hangs
+        self._ask_to_vacate(seat, claim.name.owner)
+        if not self._try_place(claim, limit) and self._is_live(claim):
+            raise too_many(limit)
+
+    def _try_place(self, claim: Claim, limit: int) -> bool:
+        owner = claim.name.owner
+        with self._lock:
+            if self._seat is None or self._places.take(self._seat.places(owner), claim, limit):
+                return True
+            return self._vacate(owner) and self._places.take(self._seat.places(owner), claim, limit)
+
+    def _take_spare(self, claim: Claim) -> None:
+        with self._lock:
+            if self._seat is not None:
+                self._places.take_spare(self._seat.places(claim.name.owner), claim)
+
+    def _keep_spare(self, claim: Claim) -> bool:
+        with self._lock:
+            return self._places.settle(claim)
+
+    def _ask_to_vacate(self, seat: Visit, owner: str) -> None:
+        """Asks all workers that have places of an owner. Of one that hangs, all are live."""
+        deadline = monotonic() + PATIENCE
+        for pid in holders(seat.places(owner), owner):
+            with contextlib.suppress(Unconfirmed):
+                seat.ask(pid, Request(Action.VACATE, owner), deadline)
+
+    def _vacate(self, owner: str) -> bool:
+        """Gives up the places of streams that have ended. Under the lock."""
+        locks = self._seat.places(owner) if self._seat is not None else None
+        return self._places.vacate(locks, owner, self._session_is_live)
+
+    def _leave_place(self, claim: Claim, *, needed: bool = False) -> None:
+        """Under the lock."""
+        locks = self._seat.places(claim.name.owner) if self._seat is not None else None
+        self._places.leave(locks, claim, needed=needed)
+
     # The bytes
 
     def _take_free(self, seat: Visit, claim: Claim) -> bool:
@@ -292,7 +358,8 @@ class UnixBus(Bus):
                     return False
         return not seat.locks(session[1]).holder(session[1], len(session) - 1)
 
-    def _take_names(self, seat: Visit, claim: Claim, reject: bool) -> None:
+    def _take_names(self, seat: Visit, claim: Claim, reject: bool) -> bool:
+        """Takes a claim's bytes. Whether a stream is superseded, if only when its worker wakes."""
         owner, session_id, stream_id = claim.name
         for probe in (
             Request(Action.PROBE, owner, None, stream_id),
@@ -301,10 +368,13 @@ class UnixBus(Bus):
             self._take(seat, claim, _bytes_of(probe), probe)
         action = Action.PROBE if reject else Action.SUPERSEDE
         ask = Request(action, owner, session_id)
-        self._take(seat, claim, _bytes_of(ask), ask)
+        return self._take(seat, claim, _bytes_of(ask), ask)
 
-    def _take(self, seat: Visit, claim: Claim, bytes_: list[int], request: Request) -> None:
+    def _take(self, seat: Visit, claim: Claim, bytes_: list[int], request: Request) -> bool:
         """Takes the first byte that is free or let go of, and has the holders of the rest let go.
+
+        Returns:
+            Whether a holder's stream was stopped by this, or its worker hangs.
 
         Raises:
             Refused: The stream of a holder is live, or may be, and `request` is a probe.
@@ -312,7 +382,7 @@ class UnixBus(Bus):
         """
         deadline = monotonic() + PATIENCE
         what = "session" if request.stream_id is None else "stream"
-        taken, hung = False, []
+        taken, stopped, hung = False, False, []
         for number, byte in enumerate(bytes_):
             if taken and not seat.locks(byte).holder(byte, len(bytes_) - number):
                 break
@@ -325,12 +395,13 @@ class UnixBus(Bus):
                 continue
             if answer is Answer.LIVE:
                 raise conflict(what)
-            taken = True
+            taken, stopped = True, stopped or answer is Answer.STOPPED
         if not taken:
             raise Unconfirmed
         for byte in hung:  # one that has ended meanwhile may have made room for another
             with contextlib.suppress(Unconfirmed):
                 self._ask_holder(seat, byte, request, deadline)
+        return stopped or bool(hung)
 
     def _ask_holder(
         self,
@@ -341,6 +412,8 @@ class UnixBus(Bus):
         claim: Claim | None = None,
     ) -> Answer | None:
         """The answer of the worker that holds `byte`; None if no other does.
+
+        Of those that let go of it: STOPPED if one had to end its stream for that.
 
         Args:
             seat: Where.
@@ -353,6 +426,7 @@ class UnixBus(Bus):
         Raises:
             Unconfirmed: It does not answer.
         """
+        let_go = None
         for _ in range(_TRIES):
             if claim is None:
                 pid = seat.locks(byte).holder(byte)
@@ -360,12 +434,14 @@ class UnixBus(Bus):
                 with self._lock:
                     pid = self._try(seat, byte, claim)
             if not pid or (claim is not None and not self._is_live(claim)):
-                return None
+                return let_go
             answer = seat.ask(pid, request, deadline)
             if answer is not None and request.action is Action.CANCEL:
                 return answer
             if answer is Answer.LIVE and request.action is Action.PROBE:
                 return answer
+            if answer is Answer.STOPPED:
+                let_go = answer
         raise Unconfirmed
 
     def _try(self, seat: Visit, byte: int, claim: Claim) -> int:
@@ -392,13 +468,13 @@ class UnixBus(Bus):
 
     # Answering, in the loop's thread
 
-    def _answer(self, data: bytes) -> bytes | None:
+    def _answer(self, data: bytes, awaited: bool) -> bytes | None:
         with contextlib.suppress(Malformed):
             request = decode(data)
             if isinstance(request, Request):
                 return encode(Reply(self._obey(request), request.id, str(os.getpid())))
             if isinstance(request, Enquiry):
-                return encode(self._page(request, str(os.getpid())))
+                return encode(self._page(request, str(os.getpid()), awaited=awaited))
         if not self._complained:
             self._complained = True
             self._log("[bus] unix: dropped a message that is none of ours")
@@ -407,6 +483,10 @@ class UnixBus(Bus):
     def _obey(self, request: Request) -> Answer:
         if request.action is Action.CANCEL:
             return self._receive(request)
+        if request.action is Action.VACATE:
+            with self._lock:
+                self._vacate(request.owner)
+            return Answer.ABSENT
         # Only what holds the name is asked for: a stream that is still claiming it will ask whoever
         # gets it next. So of streams that begin at once the last to hold it is the one that stays.
         with self._lock:
@@ -420,6 +500,8 @@ class UnixBus(Bus):
         with self._lock:
             for claim in claims:
                 self._drop(claim, _bytes_of(request))
+            if self._places:
+                self._vacate(request.owner)
         return Answer.STOPPED if Answer.STOPPED in answers else Answer.ABSENT
 
     def _log(self, words: str) -> None:
@@ -450,7 +532,7 @@ class UnixVisitor(UnixBus):
     def _log(self, words: str) -> None:
         """Nobody's log: who visits says so to whom it visits for."""
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         raise NotImplementedError("a visitor has no stream")
 
     def _take_seat(self) -> Visit:

@@ -114,6 +114,11 @@ class Worker:
         found = self.begin("sessions", owner=owner).result()
         return {pid: streams if answered else None for pid, answered, streams in found}
 
+    def cancel_all(self, owner: str | None = None) -> dict[int, list[str] | None]:
+        """What it has stopped, as `sessions` has what lives."""
+        found = self.begin("cancel_all", owner=owner).result()
+        return {pid: streams if answered else None for pid, answered, streams in found}
+
     def complete(self, stream: str) -> None:
         """Ends a stream; its claim stays."""
         self.begin("complete", stream=stream).result()

@@ -44,7 +44,9 @@ REQUESTS = st.builds(
     TIMES,
 )
 REPLIES = st.builds(Reply, st.sampled_from(Answer), TEXTS, TEXTS)
-ENQUIRIES = st.builds(Enquiry, st.none() | TEXTS, st.integers(0), TEXTS, TEXTS)
+ENQUIRIES = st.builds(
+    Enquiry, st.none() | TEXTS, st.integers(0), TEXTS, TEXTS, st.booleans(), TIMES
+)
 LIVES = st.builds(
     Live,
     st.builds(Name, TEXTS, TEXTS, TEXTS),
@@ -74,6 +76,7 @@ ENQUIRY = {
     "action": "list",
     "owner": None,
     "after": 3,
+    "before": 81.25,
 }
 LISTED = ["7", "s1", "a1", 4, "body", 1.25, 17]
 PAGE = {"chatstream": 1, "id": "5f0c", "origin": "4712", "streams": [LISTED], "more": True}
@@ -136,9 +139,17 @@ def test_a_reply_looks_as_drawn() -> None:
 
 def test_an_enquiry_looks_as_drawn() -> None:
     """A null owner means everybody's."""
-    enquiry = Enquiry(None, 3, "4711", "5f0c")
+    enquiry = Enquiry(None, 3, "4711", "5f0c", False, 81.25)
     assert json.loads(encode(enquiry).decode()) == ENQUIRY
     assert decode(json.dumps(ENQUIRY).encode()) == enquiry
+
+
+def test_an_enquiry_that_stops_looks_as_drawn() -> None:
+    """It differs by its action, and as a rule has no time."""
+    enquiry = Enquiry("7", 3, "4711", "5f0c", True)
+    drawn = {**ENQUIRY, "action": "cancel-all", "owner": "7", "before": None}
+    assert json.loads(encode(enquiry).decode()) == drawn
+    assert decode(json.dumps(drawn).encode()) == enquiry
 
 
 def test_a_page_looks_as_drawn() -> None:
@@ -160,7 +171,7 @@ def test_a_page_of_nothing_is_the_last() -> None:
 
 @pytest.mark.parametrize("action", Action)
 def test_every_action_has_its_word(action: Action) -> None:
-    """cancel, supersede, probe."""
+    """cancel, supersede, probe, vacate."""
     request = Request(action, "o", None, "t", id="x")
     assert json.loads(encode(request))["action"] == action.name.lower()
     assert decode(encode(request)) == request
@@ -250,6 +261,9 @@ MALFORMED = {
     "an enquiry from a text on": enquiry_with(after="3"),
     "an enquiry from a fraction on": enquiry_with(after=3.5),
     "an enquiry from a truth on": enquiry_with(after=True),
+    "an enquiry before a text": enquiry_with(before="now"),
+    "an enquiry before a truth": enquiry_with(before=True),
+    "an enquiry that does something else": enquiry_with(action="list-all"),
     "a page of a number": page_with(streams=1),
     "a page of objects": page_with(streams=[{}]),
     "a page of too little": page_with(streams=[LISTED[:-1]]),

@@ -364,8 +364,10 @@ class Scripted(Bus):
     def close(self) -> None: ...
     def release(self, claim: Claim) -> None: ...
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         return False
+
+    def check(self) -> None: ...
 
     def _cancel_elsewhere(self, request: Request) -> bool:
         return False

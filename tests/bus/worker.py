@@ -103,6 +103,17 @@ class Worker:
             for each in found
         ]
 
+    def cancel_all(self, owner: str | None) -> list[Any]:
+        """As `sessions`, of what it has stopped."""
+        found = self._member.cancel_all(owner).workers
+        return [
+            [each.worker.pid, each.answered, [live.name.stream_id for live in each.streams]]
+            for each in found
+        ]
+
+    def check(self) -> None:
+        self._member.check_bus()
+
     def endings(self) -> dict[str, str]:
         streams = list(self._streams.items())  # other commands may be adding some
         return {name: _ending(iterable.stream) for name, iterable in streams}
