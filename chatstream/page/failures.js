@@ -16,6 +16,7 @@ const WORDS = {
   upstream_rate_limited: "The provider has too much to do, and asks for a pause.",
   event_too_large: "The provider sent more at once than this service takes.",
   busy: "This service is busy: every place is taken.",
+  too_many_streams: "You have as many answers running as you may. Stop one of them, or wait for its end.",
   shutting_down: "This service is restarting.",
   unauthenticated: "You are not logged in. Log in, and try again.",
   model_not_allowed: "This service does not allow that model.",
