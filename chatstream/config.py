@@ -157,11 +157,15 @@ class Token(NamedTuple):
 
 
 def _tokens(value: Any) -> tuple[Token, ...]:
-    """`owner:token` or a token alone, whose owner is then a name made of it."""
-    words = value.replace(",", " ").split() if isinstance(value, str) else None
-    tokens = [_token(word) for word in words or ()]
+    """`owner:token` or a token alone, whose owner is then a name made of it.
+
+    An empty text is none; what is only commas was meant to be some, and would leave all open.
+    """
+    text = value.strip() if isinstance(value, str) else ","
+    tokens = [_token(word) for word in text.replace(",", " ").split()]
     owners = {token.secret: token.owner for token in tokens}
-    if words is None or any(owners[token.secret] != token.owner for token in tokens):
+    of_two = any(owners[token.secret] != token.owner for token in tokens)
+    if of_two or (text and not tokens):
         raise ValueError("tokens, each owner:token or a token alone, none of two owners")
     return tuple(tokens)
 
