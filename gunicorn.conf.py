@@ -41,6 +41,12 @@ _most = {"gthread": min(10_000, _hard // 5), "gevent": 0}[_worker]
 worker_connections = 1000 + _count("CHATSTREAM_MAX_STREAMS", max(1, _most))
 
 
+if os.environ.get("CHATSTREAM_METRICS", "").strip().lower() not in ("", "off", "0"):
+    from chatstream.metrics import child_exit, on_exit, on_starting, share  # noqa: F401
+
+    share()  # before an app is there, and whatever it counts
+
+
 def when_ready(server):
     """Says what would surprise later."""
     if "h2" in str(getattr(server.cfg, "http_protocols", "")):  # gunicorn 24 and newer

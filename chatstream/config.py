@@ -193,6 +193,11 @@ class Settings:
         _place,
         "where OpenAI's routes chat/completions and models are; off for none (standalone: /v1)",
     )
+    metrics: str | None = _setting(
+        None,
+        _place,
+        "where the figures for Prometheus are, such as /metrics; off for none",
+    )
     meter: bool = _setting(
         False, _switch, "1 says that the provider is the built-in one: the page shows its figures"
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from blinker import Signal
 from flask import Flask
 
-from chatstream import bus, cli, native, server, slots, views
+from chatstream import bus, cli, metrics, native, server, slots, views
 from chatstream.bus.base import Action, Answer, Bus, Claim, Listing, Live, Name, Request, digest
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
@@ -37,9 +37,10 @@ from chatstream.iterable import StreamIterable
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cancelled, Cause, Kind, Outcome, Started
 from chatstream.registry import Registry
-from chatstream.signals import cancel_answered, stream_ended, stream_started
+from chatstream.signals import cancel_answered, needs_text, stream_ended, stream_started
 from chatstream.slots import UNKNOWN, Slots
 from chatstream.stream import Stream
+from chatstream.tally import Tally
 from chatstream.transcript import Transcript, prompt_tokens
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ class ChatStream:
         server.follow_signals()
         app.before_request(server.notice_end)
         app.register_error_handler(RequestTimeout, views.timed_out)
-        app.register_blueprint(views.blueprint(settings))
+        routes = views.blueprint(settings)
+        if settings.metrics is not None:
+            metrics.mount(settings.metrics, routes, app, service)
+        app.register_blueprint(routes)
         app.cli.add_command(cli.group)
 
 
@@ -289,9 +293,7 @@ class Service:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         stream.outlives_client = self.settings.on_disconnect == "finish"
-        if self._heard(stream_ended):
-            whole = stream.media_type == "application/json"
-            stream.transcript = Transcript(prompt_tokens(payload), whole=whole)
+        stream.transcript = self._transcript(payload, stream)
         timer = None
         try:
             if sock := _client_socket(environ or {}):
@@ -503,10 +505,15 @@ class Service:
             self.registry.leave(stream)
             self._stop_loop()
 
-    def _heard(self, signal: Signal) -> bool:
-        """Whether somebody listens to what this app says."""
+    def _transcript(self, payload: bytes, stream: Stream) -> Transcript | None:
+        """What keeps of an answer what they need who listen."""
         app = self._app()
-        return app is not None and signal.has_receivers_for(app)
+        if app is None or not stream_ended.has_receivers_for(app):
+            return None
+        whole = stream.media_type == "application/json"
+        if whole or any(map(needs_text, stream_ended.receivers_for(app))):
+            return Transcript(prompt_tokens(payload), whole=whole)
+        return Tally()
 
     def _tell(self, signal: Signal, **value: object) -> None:
         """Says something to who listens, outside of any request.
