@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from blinker import Signal
 from flask import Flask
 
-from chatstream import bus, cli, metrics, native, server, slots, views
+from chatstream import bus, cli, metrics, native, server, slots, tracing, views
 from chatstream.bus.base import Action, Answer, Bus, Claim, Listing, Live, Name, Request, digest
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
@@ -139,6 +139,7 @@ class Service:
         self._loop = Loop()
         self._bus: Bus = LocalBus(self._receive)
         self._upstream: Upstream | None = None
+        self._tracing: tracing.Tracing | None = None
         self._joined = 0  # the process whose bus it is
         self._started = 0  # the process whose upstream it is
         self._looking = 0  # the process whose clients are looked at
@@ -166,6 +167,7 @@ class Service:
                 return
             self.registry.slots = _slots(self.settings)  # by now the worker is known
             self._upstream = Upstream(self.settings, self.registry.slots.all, self._loop.call_later)
+            self._tracing = tracing.create(self.settings.upstream_url)
             self._started = os.getpid()
         server.follow_signals()
         for advice in _advice(self.settings, self._bus, environ or {}):
@@ -308,6 +310,7 @@ class Service:
         if self._drained:  # meanwhile
             stream.abort(Cause.SHUTDOWN)
         log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
+        end = self._tracing.begin(stream, payload, environ or {}) if self._tracing else None
         self._tell(
             stream_started, started=Started(stream.session_id, stream.stream_id, stream.owner)
         )
@@ -317,7 +320,7 @@ class Service:
             ping_interval=self.settings.ping_interval,
             headers_timeout=self.settings.upstream_headers_timeout,
             idle_timeout=self.settings.upstream_idle_timeout,
-            on_close=partial(self._closed, stream, timer),
+            on_close=partial(self._closed, stream, timer, end),
             walk=self._walk,
             loop=self._loop if self.settings.detach else None,
         )
@@ -492,13 +495,17 @@ class Service:
             self.registry.leave(stream)
             self._stop_loop()
 
-    def _closed(self, stream: Stream, timer: Timer | None, outcome: Outcome) -> None:
+    def _closed(
+        self, stream: Stream, timer: Timer | None, end: tracing.End | None, outcome: Outcome
+    ) -> None:
         self._let_go(stream, timer)
         self.registry.enter(stream)  # a worker that ends waits for those who listen
         self.registry.remove(stream)
         with contextlib.suppress(OSError):  # the bus is broken, and has said so
             self._bus.release(_claim_of(stream))
         _log_outcome(outcome)
+        if end is not None:
+            end(outcome)
         try:
             self._tell(stream_ended, outcome=outcome)
         finally:

@@ -54,7 +54,7 @@ FLOORS = [
         "bus.scripts",
     },
     {"tally", "stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
-    {"registry", "completions", "body", "connections", "bus.seat", "detached"},
+    {"registry", "tracing", "completions", "body", "connections", "bus.seat", "detached"},
     {"bus.unix", "iterable", "upstream"},
     {"bus", "fetch", "reading", "answering"},
     {
@@ -103,6 +103,7 @@ ROOMS = {
     "requests": {"upstream", "connections", "faults", "fetch", "cli.doctor.provider"},
     "urllib3": {"upstream", "connections", "body", "faults"},
     "redis": {"bus.redis"},
+    "opentelemetry": {"tracing"},
     "prometheus_client": {"metrics.shared", "metrics.figures"},
     "gevent": {"native", "workers.gevent"},
     "gunicorn": {"workers.exchange", "workers.gthread", "workers.gevent", "cli.doctor.server"},
