@@ -193,6 +193,11 @@ class Settings:
         _place,
         "where OpenAI's routes chat/completions and models are; off for none (standalone: /v1)",
     )
+    log_format: str = _setting(
+        "text",
+        _choice("text", "json"),
+        "lines of the standalone service's log, and of gunicorn's: text, or json, an object a line",
+    )
     metrics: str | None = _setting(
         None,
         _place,

@@ -309,7 +309,8 @@ class Service:
             raise
         if self._drained:  # meanwhile
             stream.abort(Cause.SHUTDOWN)
-        log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
+        names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
+        log.info("[SSE] %s started stream=%s", *names.values(), extra=names)
         end = self._tracing.begin(stream, payload, environ or {}) if self._tracing else None
         self._tell(
             stream_started, started=Started(stream.session_id, stream.stream_id, stream.owner)
@@ -489,7 +490,8 @@ class Service:
         except StreamError as error:
             stream.fail(error)
         except Exception:
-            log.exception("[SSE] %s stream=%s", stream.session_id, stream.stream_id)
+            names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
+            log.exception("[SSE] %s stream=%s", *names.values(), extra=names)
             stream.fail(UpstreamError("The provider could not be called."))
         finally:
             self.registry.leave(stream)
@@ -611,7 +613,14 @@ def _log_outcome(outcome: Outcome) -> None:
         facts += " client=left"
     if outcome.kind is Kind.FAILED:
         detail = f' detail="{outcome.detail}"' if outcome.detail else ""
-        log.warning("[SSE] %s %s %s%s", outcome.session_id, outcome.words, facts, detail)
+        log.warning(
+            "[SSE] %s %s %s%s",
+            outcome.session_id,
+            outcome.words,
+            facts,
+            detail,
+            extra=outcome.facts,
+        )
     elif outcome.cause is not None:
         log.info(
             "[SSE] %s %s cause=%s %s stop_ms=%.3f",
@@ -620,9 +629,10 @@ def _log_outcome(outcome: Outcome) -> None:
             outcome.cause.value,
             facts,
             outcome.stop_ms,
+            extra=outcome.facts,
         )
     else:
-        log.info("[SSE] %s %s %s", outcome.session_id, outcome.words, facts)
+        log.info("[SSE] %s %s %s", outcome.session_id, outcome.words, facts, extra=outcome.facts)
 
 
 def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list[str]:

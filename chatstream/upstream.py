@@ -110,6 +110,7 @@ class Upstream:
             "[SSE] %s stream=%s the provider had closed an idle connection; calling once more",
             call.stream.session_id,
             call.stream.stream_id,
+            extra={"session_id": call.stream.session_id, "stream_id": call.stream.stream_id},
         )
         call.fresh, call.reused = True, False
         return self._send(payload, call)

@@ -54,7 +54,7 @@ FLOORS = [
         "bus.scripts",
     },
     {"tally", "stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
-    {"registry", "tracing", "completions", "body", "connections", "bus.seat", "detached"},
+    {"registry", "tracing", "logs", "completions", "body", "connections", "bus.seat", "detached"},
     {"bus.unix", "iterable", "upstream"},
     {"bus", "fetch", "reading", "answering"},
     {
@@ -74,7 +74,7 @@ FLOORS = [
     {"__main__"},
     {"workers.arrival"},
     {"workers.limits", "workers.exchange"},
-    {"workers", "workers.gthread", "workers.gevent"},
+    {"workers", "workers.gthread", "workers.gevent", "workers.log"},
     {"testing.provider"},
     {"testing.browser"},
     {"testing.live"},
@@ -104,11 +104,21 @@ ROOMS = {
     "urllib3": {"upstream", "connections", "body", "faults"},
     "redis": {"bus.redis"},
     "opentelemetry": {"tracing"},
+    "pythonjsonlogger": {"logs"},
     "prometheus_client": {"metrics.shared", "metrics.figures"},
     "gevent": {"native", "workers.gevent"},
-    "gunicorn": {"workers.exchange", "workers.gthread", "workers.gevent", "cli.doctor.server"},
+    "gunicorn": {
+        "workers.exchange",
+        "workers.gthread",
+        "workers.gevent",
+        "workers.log",
+        "cli.doctor.server",
+    },
 }
 """Who may import which foreign library."""
+
+DISTRIBUTIONS = {"opentelemetry": "opentelemetry-api", "pythonjsonlogger": "python-json-logger"}
+"""What is installed for a library that has another name."""
 
 LONGEST = 40
 """Lines of a function's body, its docstring apart."""
@@ -210,7 +220,8 @@ def test_one_foreign_library_one_room(module: str) -> None:
 def test_each_foreign_library_is_asked_for() -> None:
     """By us, and not only by another: requests takes an urllib3 with which no stream begins."""
     asked = {re.match(r"[\w-]+", line)[0] for line in requires("chatstream") or ()}  # type: ignore[index]
-    assert set(ROOMS) - asked == {"werkzeug", "click", "blinker"}  # Flask's, as it needs them
+    named = {DISTRIBUTIONS.get(room, room) for room in ROOMS}
+    assert named - asked == {"werkzeug", "click", "blinker"}  # Flask's, as it needs them
 
 
 @pytest.mark.parametrize(
