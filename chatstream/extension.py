@@ -649,6 +649,11 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
             "More than one worker, and the bus is local: a cancel stops a stream only if it "
             "reaches the same worker. Set CHATSTREAM_BUS=unix:///a/directory, or redis://."
         )
+    if environ.get("wsgi.multiprocess") and settings.metrics and not os.environ.get(metrics.FOLDER):
+        advice.append(
+            f"More than one worker, and each shows figures of its own. Set {metrics.FOLDER}: see"
+            " `chatstream.metrics.shared`."
+        )
     if str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/2"):
         advice.append(
             "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from chatstream.metrics.figures import Watched
 
-__all__ = ["child_exit", "mount", "on_exit", "on_starting", "share"]
+__all__ = ["FOLDER", "child_exit", "mount", "on_exit", "on_starting", "share"]
 
 
 def mount(place: str, blueprint: Blueprint, app: Flask, service: Watched) -> None:

@@ -10,15 +10,18 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from flask import Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from chatstream import server
 from chatstream.answering import add_routes, other_method
@@ -225,8 +228,30 @@ def _registry() -> CollectorRegistry:
     if FOLDER not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_OfAll())
     return registry
+
+
+class _OfAll(Collector):
+    """Collects what all processes have written.
+
+    But for files without a byte: one that a worker has just made is so for a moment, in which
+    prometheus_client's own collector fails.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        files = Path(os.environ[FOLDER]).glob("*.db")
+        merged: Iterable[Metric] = MultiProcessCollector.merge(  # type: ignore[no-untyped-call]
+            [str(file) for file in files if _has_bytes(file)]
+        )
+        return merged
+
+
+def _has_bytes(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # a worker has died
+        return False
 
 
 def _among(known: frozenset[str] | tuple[str, ...], word: str) -> str:
