@@ -6,13 +6,16 @@ ours says is on its record as well (`session_id`, `cause`, `stop_ms` …), for a
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from chatstream import native
 from chatstream.config import Settings
@@ -22,8 +25,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 TEXT = "%(asctime)s %(levelname)s %(message)s"
-
-log = logging.getLogger("chatstream")
 
 
 def configure(settings: Settings) -> None:
@@ -35,22 +36,39 @@ def configure(settings: Settings) -> None:
     if settings.log_format == "text":
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=TEXT)
         return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(json_formatter())
+    formatter = json_formatter()
+    take_over()
+    handler = logging.StreamHandler()
+    write_past(handler)
+    handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)
-    sys.excepthook = _log_uncaught
-    threading.excepthook = _log_uncaught_in_thread
-    sys.unraisablehook = _log_unraisable
+
+
+def take_over() -> None:
+    """Has an object made of what is printed past all logs: by gunicorn, by Python. Idempotent."""
+    if not isinstance(sys.stderr, _Objects):
+        sys.stderr = _Objects(sys.stderr)
+    sys.excepthook = _print_uncaught
+    threading.excepthook = _print_uncaught_in_thread
+    sys.unraisablehook = _print_unraisable
     native.written_as = _as_json
+
+
+def write_past(handler: logging.Handler) -> None:
+    """Has a log's handler, which writes objects itself, write to where stderr went before."""
+    stream = getattr(handler, "stream", None)
+    if isinstance(handler, logging.StreamHandler) and isinstance(stream, _Objects):
+        handler.setStream(stream.below)
 
 
 def say_last(settings: Settings, sentence: str) -> None:
     """Says on stderr why the service does not start; in its log's form, whatever is set up."""
     text = f"chatstream: {sentence}"
     if settings.log_format == "json":
-        text = _as_json(text).decode().rstrip("\n")
-    print(text, file=sys.stderr)
+        os.write(2, _as_json(text))
+    else:
+        print(text, file=sys.stderr)
 
 
 def json_formatter() -> logging.Formatter:
@@ -95,24 +113,58 @@ def _request(atoms: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-def _as_json(text: str) -> bytes:
-    """A line for who cannot log."""
-    now = datetime.now(timezone.utc).isoformat()
-    value = {"time": now, "level": "ERROR", "logger": "chatstream", "message": text}
+class _Objects(io.TextIOBase):
+    """In the place of stderr: each line that is printed becomes an object. Safe from any thread.
+
+    Attributes:
+        below: What was there before.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, below: TextIO) -> None:
+        self.below = below
+        self._lock = native.allocate_lock()  # guards the one below
+        self._begun = ""  # a line that has no end yet
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.below.fileno()
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._begun = (self._begun + text).split("\n")
+        os.write(2, b"".join(_as_json(line) for line in lines if line.strip()))
+        return len(text)
+
+
+def _as_json(text: str, error: BaseException | None = None) -> bytes:
+    """A line for what cannot log."""
+    value = {
+        "time": datetime.now(timezone.utc).isoformat(),
+        "level": "ERROR",
+        "logger": "chatstream",
+        "pid": os.getpid(),
+        "message": text,
+    }
+    if error is not None:
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        value["exc_info"] = "".join(lines).rstrip("\n")
     return json.dumps(value).encode() + b"\n"
 
 
-def _log_uncaught(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+def _print_uncaught(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
 ) -> None:
-    log.critical("uncaught: %s", kind.__name__, exc_info=(kind, error, traceback))
+    os.write(2, _as_json(f"uncaught: {kind.__name__}", error))
 
 
-def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+def _print_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None:
-        _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+        os.write(2, _as_json(f"uncaught: {args.exc_type.__name__}", args.exc_value))
 
 
-def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
-    if args.exc_value is not None:
-        log.error("ignored: %s", args.err_msg or args.exc_type.__name__, exc_info=args.exc_value)
+def _print_unraisable(args: sys.UnraisableHookArgs) -> None:
+    os.write(2, _as_json(args.err_msg or f"ignored: {args.exc_type.__name__}", args.exc_value))

@@ -6,7 +6,7 @@ from typing import Any
 
 from gunicorn import glogging
 
-from chatstream.logs import json_formatter
+from chatstream.logs import json_formatter, take_over, write_past
 
 
 class JsonLogger(glogging.Logger):  # type: ignore[misc]
@@ -15,7 +15,9 @@ class JsonLogger(glogging.Logger):  # type: ignore[misc]
     def setup(self, cfg: Any) -> None:
         """Called by gunicorn, again at each reload."""
         super().setup(cfg)
+        take_over()  # gunicorn prints some of its errors as well
         formatter = json_formatter()
         for log in (self.error_log, self.access_log):
             for handler in log.handlers:
+                write_past(handler)
                 handler.setFormatter(formatter)
