@@ -43,6 +43,11 @@ class Scrape:
             value for (n, has), value in self._samples.items() if n == name and wanted <= has
         )
 
+    def has(self, name: str, **labels: str) -> bool:
+        """Whether it is shown at all."""
+        name, wanted = f"chatstream_{name}", frozenset(labels.items())
+        return any(n == name and wanted <= has for n, has in self._samples)
+
     def labels(self, name: str) -> set[str]:
         """The labels of a figure's samples; none if there is no such figure."""
         return {key for n, has in self._samples if n == name for key, _ in has}
