@@ -254,6 +254,16 @@ class Settings:
     health: str | None = _setting(
         None, _place, "where healthz and readyz are; off for none (standalone: /)"
     )
+    log_format: str = _setting(
+        "text",
+        _choice("text", "json"),
+        "lines of the standalone service's log, and of gunicorn's: text, or json, an object a line",
+    )
+    metrics: str | None = _setting(
+        None,
+        _place,
+        "where the figures for Prometheus are, such as /metrics; off for none",
+    )
     meter: bool = _setting(
         False, _switch, "1 says that the provider is the built-in one: the page shows its figures"
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from blinker import Signal
 from flask import Flask
 
-from chatstream import bus, cli, cors, native, server, slots, views
+from chatstream import bus, cli, cors, metrics, native, server, slots, tracing, views
 from chatstream.asking import Prepare
 from chatstream.bus.base import (
     Action,
@@ -51,9 +51,10 @@ from chatstream.iterable import StreamIterable
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cancelled, Cause, Kind, Outcome, Started
 from chatstream.registry import Registry
-from chatstream.signals import cancel_answered, stream_ended, stream_started
+from chatstream.signals import cancel_answered, needs_text, stream_ended, stream_started
 from chatstream.slots import UNKNOWN, Slots
 from chatstream.stream import Stream
+from chatstream.tally import Tally
 from chatstream.tokens import CHALLENGE, Tokens
 from chatstream.transcript import Transcript, prompt_tokens
 
@@ -127,7 +128,10 @@ class ChatStream:
         server.follow_signals()
         app.before_request(server.notice_end)
         app.register_error_handler(RequestTimeout, views.timed_out)
-        app.register_blueprint(views.blueprint(settings))
+        routes = views.blueprint(settings)
+        if settings.metrics is not None:
+            metrics.mount(settings.metrics, routes, app, service)
+        app.register_blueprint(routes)
         app.cli.add_command(cli.group)
         cors.allow(app, settings)
 
@@ -189,6 +193,7 @@ class Service:
         self._loop = Loop()
         self._bus: Bus = LocalBus(self._receive)
         self._upstream: Upstream | None = None
+        self._tracing: tracing.Tracing | None = None
         self._joined = 0  # the process whose bus it is
         self._started = 0  # the process whose upstream it is
         self._looking = 0  # the process whose clients are looked at
@@ -216,6 +221,7 @@ class Service:
                 return
             self.registry.slots = _slots(self.settings)  # by now the worker is known
             self._upstream = Upstream(self.settings, self.registry.slots.all, self._loop.call_later)
+            self._tracing = tracing.create(self.settings.upstream_url)
             self._started = os.getpid()
         server.follow_signals()
         for advice in _advice(self.settings, self._bus, environ or {}):
@@ -348,9 +354,7 @@ class Service:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         stream.outlives_client = self.settings.on_disconnect == "finish"
-        if self._heard(stream_ended):
-            whole = stream.media_type == "application/json"
-            stream.transcript = Transcript(prompt_tokens(payload), whole=whole)
+        stream.transcript = self._transcript(payload, stream)
         timer = None
         try:
             if sock := _client_socket(environ or {}):
@@ -364,7 +368,9 @@ class Service:
             raise
         if self._drained:  # meanwhile
             stream.abort(Cause.SHUTDOWN)
-        log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
+        names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
+        log.info("[SSE] %s started stream=%s", *names.values(), extra=names)
+        end = self._tracing.begin(stream, payload, environ or {}) if self._tracing else None
         self._tell(
             stream_started, started=Started(stream.session_id, stream.stream_id, stream.owner)
         )
@@ -374,7 +380,7 @@ class Service:
             ping_interval=self.settings.ping_interval,
             headers_timeout=self.settings.upstream_headers_timeout,
             idle_timeout=self.settings.upstream_idle_timeout,
-            on_close=partial(self._closed, stream, timer),
+            on_close=partial(self._closed, stream, timer, end),
             walk=self._walk,
             loop=self._loop if self.settings.detach else None,
         )
@@ -594,29 +600,39 @@ class Service:
         except StreamError as error:
             stream.fail(error)
         except Exception:
-            log.exception("[SSE] %s stream=%s", stream.session_id, stream.stream_id)
+            names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
+            log.exception("[SSE] %s stream=%s", *names.values(), extra=names)
             stream.fail(UpstreamError("The provider could not be called."))
         finally:
             self.registry.leave(stream)
             self._stop_loop()
 
-    def _closed(self, stream: Stream, timer: Timer | None, outcome: Outcome) -> None:
+    def _closed(
+        self, stream: Stream, timer: Timer | None, end: tracing.End | None, outcome: Outcome
+    ) -> None:
         self._let_go(stream, timer)
         self.registry.enter(stream)  # a worker that ends waits for those who listen
         self.registry.remove(stream)
         with contextlib.suppress(OSError):  # the bus is broken, and has said so
             self._bus.release(_claim_of(stream))
         _log_outcome(outcome)
+        if end is not None:
+            end(outcome)
         try:
             self._tell(stream_ended, outcome=outcome)
         finally:
             self.registry.leave(stream)
             self._stop_loop()
 
-    def _heard(self, signal: Signal) -> bool:
-        """Whether somebody listens to what this app says."""
+    def _transcript(self, payload: bytes, stream: Stream) -> Transcript | None:
+        """What keeps of an answer what they need who listen."""
         app = self._app()
-        return app is not None and signal.has_receivers_for(app)
+        if app is None or not stream_ended.has_receivers_for(app):
+            return None
+        whole = stream.media_type == "application/json"
+        if whole or any(map(needs_text, stream_ended.receivers_for(app))):
+            return Transcript(prompt_tokens(payload), whole=whole)
+        return Tally()
 
     def _tell(self, signal: Signal, **value: object) -> None:
         """Says something to who listens, outside of any request.
@@ -707,7 +723,14 @@ def _log_outcome(outcome: Outcome) -> None:
         facts += " client=left"
     if outcome.kind is Kind.FAILED:
         detail = f' detail="{outcome.detail}"' if outcome.detail else ""
-        log.warning("[SSE] %s %s %s%s", outcome.session_id, outcome.words, facts, detail)
+        log.warning(
+            "[SSE] %s %s %s%s",
+            outcome.session_id,
+            outcome.words,
+            facts,
+            detail,
+            extra=outcome.facts,
+        )
     elif outcome.cause is not None:
         log.info(
             "[SSE] %s %s cause=%s %s stop_ms=%.3f",
@@ -716,9 +739,10 @@ def _log_outcome(outcome: Outcome) -> None:
             outcome.cause.value,
             facts,
             outcome.stop_ms,
+            extra=outcome.facts,
         )
     else:
-        log.info("[SSE] %s %s %s", outcome.session_id, outcome.words, facts)
+        log.info("[SSE] %s %s %s", outcome.session_id, outcome.words, facts, extra=outcome.facts)
 
 
 def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list[str]:
@@ -734,6 +758,11 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
         advice.append(
             "More than one worker, and the bus is local: a cancel stops a stream only if it "
             "reaches the same worker. Set CHATSTREAM_BUS=unix:///a/directory, or redis://."
+        )
+    if environ.get("wsgi.multiprocess") and settings.metrics and not os.environ.get(metrics.FOLDER):
+        advice.append(
+            f"More than one worker, and each shows figures of its own. Set {metrics.FOLDER}: see"
+            " `chatstream.metrics.shared`."
         )
     if str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/2"):
         advice.append(

@@ -19,7 +19,6 @@ import select
 import socket
 import struct
 import termios
-import traceback
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -226,7 +225,7 @@ class Loop:
                     else:
                         self._hang_up_of(fd)()
                 except Exception:  # must not end the thread that every stop depends on
-                    _report()
+                    native.report()
             if self._soon or due <= self.now:
                 self._run_due()
         with self._lock:  # whoever ended this has written by now
@@ -239,7 +238,7 @@ class Loop:
             try:
                 callback()
             except Exception:
-                _report()
+                native.report()
 
     def _due(self) -> list[Callable[[], object]]:
         with self._lock:
@@ -377,8 +376,3 @@ def _taken(sock: _socket.socket) -> int:
 
 def _nothing() -> None:
     pass
-
-
-def _report() -> None:
-    # Not the logger: its handlers' locks may be gevent's.
-    os.write(2, traceback.format_exc().encode(errors="replace"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 
 from chatstream import native
 from chatstream.errors import Busy, conflict
@@ -15,6 +16,9 @@ class Registry:
     """The live streams of one process, by owner and name.
 
     Safe from any thread, never blocks. A stream is found by its whole names and its owner only.
+
+    Attributes:
+        on_change: Called after a slot was taken or freed, not under the lock. Must not raise.
     """
 
     def __init__(self, slots: Slots, *, reject_conflicts: bool = False) -> None:
@@ -27,6 +31,7 @@ class Registry:
         """
         self.slots = slots
         self.reject_conflicts = reject_conflicts
+        self.on_change: Callable[[], None] | None = None
         self._lock = native.allocate_lock()  # guards all below
         self._sessions: dict[tuple[str, str], Stream] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
@@ -63,7 +68,8 @@ class Registry:
             self._sessions[session] = self._streams[named] = stream
             self._holders[stream] = 1
             stream.number = next(self._numbers)
-            return old
+        self._tell()
+        return old
 
     def find(
         self, owner: str, session_id: str | None = None, stream_id: str | None = None
@@ -109,8 +115,14 @@ class Registry:
         """One holder less. The last one frees the slot."""
         with self._lock:
             self._holders[stream] -= 1
-            if self._holders[stream] <= 0:
-                del self._holders[stream]
+            if self._holders[stream] > 0:
+                return
+            del self._holders[stream]
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
     def live(self) -> list[Stream]:
         """Every stream that has not ended."""
