@@ -115,7 +115,11 @@ ROOMS = {
 }
 """Who may import which foreign library."""
 
-DISTRIBUTIONS = {"opentelemetry": "opentelemetry-api", "pythonjsonlogger": "python-json-logger"}
+DISTRIBUTIONS = {
+    "flask_cors": "flask-cors",
+    "opentelemetry": "opentelemetry-api",
+    "pythonjsonlogger": "python-json-logger",
+}
 """What is installed for a library that has another name."""
 
 LONGEST = 40
