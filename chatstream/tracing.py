@@ -120,7 +120,7 @@ class _Spans:
     def _begin(self, stream: Stream, payload: bytes, environ: Mapping[str, Any]) -> End | None:
         context = None
         if not self._trace.get_current_span().get_span_context().is_valid:
-            context = self._propagate.extract(_carrier(environ))
+            context = self._propagate.extract(environ, getter=_HEADERS)
         span = self._tracer.start_span(
             "chat",
             context,
@@ -180,13 +180,18 @@ def _attributes(outcome: Outcome) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _carrier(environ: Mapping[str, Any]) -> dict[str, str]:
-    """The request's headers, for a propagator to look into."""
-    return {
-        name[5:].replace("_", "-").lower(): value
-        for name, value in environ.items()
-        if name.startswith("HTTP_") and isinstance(value, str)
-    }
+class _Headers:
+    """Where a propagator finds the headers that it looks for in a WSGI environ: its `Getter`."""
+
+    def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
+        value = carrier.get("HTTP_" + key.upper().replace("-", "_"))
+        return [value] if isinstance(value, str) else None
+
+    def keys(self, carrier: Mapping[str, Any]) -> list[str]:
+        return [name[5:].replace("_", "-").lower() for name in carrier if name.startswith("HTTP_")]
+
+
+_HEADERS: Any = _Headers()  # the class that it would have is opentelemetry's
 
 
 def _model(payload: bytes) -> str | None:

@@ -62,7 +62,7 @@ STOPS = (
 )
 """Bounds of what a stop takes, seconds: 0.1 is where the alert is."""
 
-WAITS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
+WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
 """Bounds of what a provider takes, seconds: up to CHATSTREAM_UPSTREAM_HEADERS_TIMEOUT."""
 
 

@@ -206,7 +206,8 @@ def test_a_reload_keeps_the_sums(provider: Provider, log_file: Path) -> None:
 
 def folder_of(server: Server) -> Path:
     """Where a server's figures are."""
-    (folder,) = {str(Path(name).parent) for name in figures_of(server.workers[0])}
+    names = eventually(lambda: figures_of(server.workers[0]), "its files")
+    (folder,) = {str(Path(name).parent) for name in names}
     return Path(folder)
 
 

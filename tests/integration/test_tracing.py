@@ -132,7 +132,8 @@ def test_a_client_that_left_before_the_first_byte(traced: Traced) -> None:
     traced.provider.request(session)
     client.close()
     span = traced.span(session)
-    assert span["attributes"]["chatstream.phase"] == "headers"
+    # The provider may have the request before we know that it is sent.
+    assert span["attributes"]["chatstream.phase"] in ("connecting", "headers")
     assert span["attributes"]["chatstream.cause"] == "client"
     assert "chatstream.time_to_headers" not in span["attributes"]
 

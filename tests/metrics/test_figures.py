@@ -24,6 +24,7 @@ from chatstream.registry import Registry
 from chatstream.signals import cancel_answered, needs_text, stream_ended, stream_started
 from chatstream.slots import Slots
 from chatstream.stream import Stream
+from chatstream.testing import Provider
 
 COMPLETED = Outcome(
     kind=Kind.COMPLETED,
@@ -194,6 +195,25 @@ def test_the_route(app: Flask) -> None:
 def test_an_apps_own_figures_are_shown_too(app: Flask) -> None:
     """In one process it is the library's own registry."""
     assert b"python_info" in app.test_client().get("/metrics").data
+
+
+def test_a_real_stream_and_a_real_cancel(more: Callable[..., float]) -> None:
+    """From a request to the figures, in one process: with the tokens that were reported."""
+    with Provider(tokens=3, rate=1000) as provider:
+        app = make(CHATSTREAM_UPSTREAM_URL=provider.url, CHATSTREAM_INCLUDE_USAGE="1")
+        client = app.test_client()
+        body = {"messages": [{"role": "user", "content": "hello"}]}
+        with client.post("/api/chat/stream", json=body) as response:
+            data = response.data
+        assert client.post("/api/chat/cancel/nobody").status_code == 404
+        app.extensions["chatstream"].stop()
+    assert more("outcomes_total", kind="completed", cause="", code="", phase="body") == 1
+    assert more("bytes_delivered_total") == len(data)
+    assert more("events_delivered_total") == data.count(b"data: ")
+    assert more("tokens_delivered_total", estimated="false") == 3
+    assert more("cancels_total", answer="not_found") == 1
+    assert more("slots_in_use") == more("live_streams") == 0
+    assert more("first_event_seconds_count") == 1
 
 
 def test_it_is_off_unless_it_is_asked_for(more: Callable[..., float]) -> None:
