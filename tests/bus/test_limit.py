@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from chatstream.bus.directory import VisitedDirectory
-from chatstream.bus.locked_places import holders, part_of
+from chatstream.bus.directory import NAMES, VisitedDirectory
+from chatstream.bus.locked_places import base_of, holders, part_of
 from chatstream.errors import Refused
 from tests.bus.conftest import Pending, Service, Services, Worker
+from tests.bus.peer import Peer
 from tests.bus.test_contract import (
     AT_ONCE,
     ROUNDS,
@@ -307,6 +308,27 @@ def test_who_is_superseded_gives_its_place_up_on_one_host(services: Services) ->
     assert holders_of(service) == {other.pid}
     one.claim("s", "a3")
     assert holders_of(service) == {one.pid}
+
+
+def test_who_has_superseded_a_stream_is_not_refused(services: Services) -> None:
+    """Somebody has been faster to take the place that this freed, and would have to give it up."""
+    service = services.make("unix", max_streams_per_owner=1)
+    one, other = service.join(2)
+    one.claim("s", "a1")
+    file = service.directory / f"names-{part_of('', NAMES):x}"
+    thief = Peer(
+        "from pathlib import Path",
+        "from chatstream.bus.record_locks import RecordLocks",
+        f"locks = RecordLocks(Path({str(file)!r}))",
+    )
+    try:
+        thief.begin(f"[1 for _ in iter(lambda: locks.take({base_of('')}), 0)] and None")
+        assert other.claim("s", "a2") is False
+        thief.result()
+        assert endings(one, other) == {"a1": "superseded", "a2": "live"}
+        assert_refused(one.begin_claim("z", "b"))
+    finally:
+        thief.kill()
 
 
 # A bus that is broken
