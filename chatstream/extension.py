@@ -6,13 +6,13 @@ import atexit
 import contextlib
 import logging
 import os
-import socket
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask
@@ -28,6 +28,7 @@ from chatstream.errors import (
     StreamAborted,
     StreamError,
     UpstreamError,
+    busy_without_descriptors,
     shutting_down,
 )
 from chatstream.iterable import StreamIterable
@@ -150,7 +151,8 @@ class Service:
         with self._starting():
             if self._started == os.getpid():
                 return
-            self.registry.slots = _slots(self.settings)  # by now the worker is known
+            # By now the server is known.
+            self.registry.slots = _slots(self.settings, environ or {})
             self._upstream = Upstream(self.settings, self.registry.slots.all, self._loop.call_later)
             self._started = os.getpid()
         server.follow_signals()
@@ -297,9 +299,7 @@ class Service:
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         timer = None
         try:
-            if sock := _client_socket(environ or {}):
-                stream.client = self._loop.watch(sock, partial(stream.abort, Cause.CLIENT))
-                self._begin_looking()
+            self._watch_client(stream, environ or {})
             if deadline := self.settings.stream_deadline:
                 timer = self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
             self._enter(stream)
@@ -354,6 +354,12 @@ class Service:
         except OSError as error:
             log.warning("[bus] %s: %s", self._bus.name, error)
             raise BusUnavailable from error
+
+    def _watch_client(self, stream: Stream, environ: Mapping[str, Any]) -> None:
+        with busy_without_descriptors(), server.client_socket(environ) as connection:
+            if connection is not None:
+                stream.client = self._loop.watch(connection, partial(stream.abort, Cause.CLIENT))
+                self._begin_looking()
 
     def _enter(self, stream: Stream) -> None:
         """Has the stream found under its names, here and elsewhere; an older one makes way."""
@@ -502,11 +508,12 @@ class Service:
             stream.client.release()
 
 
-def _slots(settings: Settings) -> Slots:
+def _slots(settings: Settings, environ: Mapping[str, Any] = MappingProxyType({})) -> Slots:
     """The stream slots of this process, in which nothing runs before a server's fork."""
     worker, wanted = server.gunicorn_worker(), settings.max_streams
     if worker is None:
-        return Slots(wanted or UNKNOWN, wanted or UNKNOWN)
+        known = wanted or server.slots(environ) or UNKNOWN
+        return Slots(known, known)
     return slots.of_server(
         worker.cfg.threads,
         worker.cfg.worker_connections,
@@ -545,12 +552,6 @@ def _claim_of(stream: Stream) -> Claim:
     return Claim(Name(stream.owner, stream.session_id, stream.stream_id), stream.number)
 
 
-def _client_socket(environ: Mapping[str, Any]) -> socket.socket | None:
-    """The client's connection, where the server shows it: gunicorn, werkzeug."""
-    sock: socket.socket | None = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-    return sock
-
-
 def _log_outcome(outcome: Outcome) -> None:
     """The one terminal line of a stream."""
     facts = (
@@ -582,6 +583,11 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
             "gunicorn's sync worker serves one stream at a time, no cancel can reach it meanwhile, "
             "and gunicorn kills it after `timeout`. Use --worker-class gthread or gevent."
         )
+    if "uwsgi.version" in environ and not environ.get("wsgi.multithread"):
+        advice.append(
+            "A process of uWSGI's with one thread serves one stream at a time, and no cancel can "
+            "reach it meanwhile. Use --threads."
+        )
     if environ.get("wsgi.multiprocess") and isinstance(joined, LocalBus):
         advice.append(
             "More than one worker, and the bus is local: a cancel stops a stream only if it "
@@ -592,7 +598,8 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
             "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel "
             "waits behind the stream it should stop. Terminate HTTP/2 in nginx."
         )
-    if settings.max_streams is None and server.gunicorn_worker() is None:
+    unknown = server.gunicorn_worker() is None and server.slots(environ) is None
+    if settings.max_streams is None and unknown:
         advice.append(
             f"The server's threads are not known: {UNKNOWN} streams at a time. "
             "Set CHATSTREAM_MAX_STREAMS to the threads less a few for cancels."
