@@ -74,6 +74,8 @@ class Server:
         command: list[str] | None = None,
         ready: str = r"Listening at: https?://127\.0\.0\.1:(\d+)",
         tls: ssl.SSLContext | None = None,
+        python: str = sys.executable,
+        cwd: Path = ROOT,
         **environ: str | None,
     ) -> None:
         """
@@ -84,6 +86,8 @@ class Server:
             command: A module, or the path of a script, and its arguments.
             ready: What it prints when it listens; the group is the port.
             tls: How to ask it.
+            python: Whose packages it has.
+            cwd: Where it runs.
             environ: Its environment; None for what shall not be there.
         """
         inherited = {
@@ -100,8 +104,8 @@ class Server:
         self._terminated = False
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, *module, *command, *options, *([app] if app else [])],
-                cwd=ROOT,
+                [python, *module, *command, *options, *([app] if app else [])],
+                cwd=cwd,
                 env={key: value for key, value in whole.items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
