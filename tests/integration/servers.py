@@ -1,73 +1,146 @@
-"""Every server that docs/servers.md speaks of, and how it is run."""
+"""Every server that docs/servers.md speaks of: how it is run, and what the table there says."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.integration.conftest import Rig, serving
+from tests.conftest import program
+from tests.integration.conftest import Certificate, Rig, serving
 from tests.integration.processes import Provider
 
 FAR = "3600"
 """Seconds between pings that cannot be what notices."""
 
-UWSGI = str(Path(sys.executable).with_name("uwsgi"))
+THREADS = 8
+"""Of each server that has some."""
 
-_FOREIGN = ("gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", "/dev/null")
+COLUMNS = ("a client closes", "a cancel", "a client vanishes", "SIGTERM", "a stream holds")
+
+UWSGI = "uwsgi"
+"""In the place of a module: the program that pyuwsgi brings."""
+
+_FOREIGN = ("gunicorn", "--bind", "{host}:0", "--no-control-socket", "--config", "/dev/null")
 _APP = "tests.integration.app:app"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A server: its command line (None: gunicorn with our configuration), and what it prints.
+    """A server.
 
     Attributes:
-        command: As `Server` has it.
+        says: Its cells of the table, in the order of `COLUMNS`.
+        slots: Streams at a time.
+        command: Its command line; None: gunicorn with our configuration.
         app: How the command's last argument names the app.
         ready: What it prints when it listens.
         environ: Its environment.
     """
 
+    says: tuple[str, ...]
+    slots: int
     command: tuple[str, ...] | None = None
     app: str = _APP
-    ready: str = r"Listening at: https?://127\.0\.0\.1:(\d+)"
+    ready: str = r"Listening at: https?://{host}:(\d+)"
     environ: dict[str, str] = field(default_factory=dict)
 
+    def cell(self, column: str) -> str:
+        return self.says[COLUMNS.index(column)]
 
-def _uwsgi(*options: str) -> Kind:
-    command = (UWSGI, "--master", "--die-on-term", "--need-app", "--module", _APP, *options)
-    return Kind(command, app="", ready=r"bound to TCP address 127\.0\.0\.1:(\d+)")
+    @property
+    def tls(self) -> bool:
+        """Whether it takes gunicorn's options for TLS."""
+        return self.command is None or self.command[0] == "gunicorn"
 
+
+WELL = ("at once", "at once", "within 45 s", "drained, told")
+CUT = ("at once", "at once", "within 45 s", "cut off")
 
 SERVERS = {
-    "ours-gthread": Kind(),
-    "ours-gevent": Kind(environ={"CHATSTREAM_WORKER_CLASS": "gevent"}),
-    "gunicorn-gthread": Kind((*_FOREIGN, "--worker-class", "gthread", "--threads", "8")),
-    "gunicorn-gevent": Kind((*_FOREIGN, "--worker-class", "gevent")),
-    "gunicorn-sync": Kind((*_FOREIGN, "--worker-class", "sync")),
+    "ours-gthread": Kind((*WELL, "nothing"), 10_000),
+    "ours-gevent": Kind(
+        (*WELL, "a greenlet"), 10_000, environ={"CHATSTREAM_WORKER_CLASS": "gevent"}
+    ),
+    "gunicorn-gthread": Kind(
+        (*WELL, "a thread"), 4, (*_FOREIGN, "--worker-class=gthread", f"--threads={THREADS}")
+    ),
+    "gunicorn-gevent": Kind((*WELL, "a greenlet"), 968, (*_FOREIGN, "--worker-class=gevent")),
+    "gunicorn-sync": Kind(
+        ("at once", "cannot get in", "within 45 s", "drained, told", "the worker"),
+        1,
+        (*_FOREIGN, "--worker-class=sync", "--timeout=120"),
+    ),
     "flask-run": Kind(
-        ("flask", "--app", "tests.integration.app", "run", "--port", "0"),
+        (*CUT, "a thread"),
+        3,
+        ("flask", "--app", "tests.integration.app", "run", "--host={host}", "--port=0"),
         app="",
-        ready=r"Running on http://127\.0\.0\.1:(\d+)",
+        ready=r"Running on .*http://[\d.]+:(\d+)",
     ),
     "waitress": Kind(
-        ("waitress", "--listen=127.0.0.1:0", "--threads=8"),
-        ready=r"Serving on http://127\.0\.0\.1:(\d+)",
+        (*CUT, "a thread"),
+        THREADS - 1,
+        ("waitress", "--listen={host}:0", f"--threads={THREADS}"),
+        ready=r"Serving on http://{host}:(\d+)",
     ),
-    "uwsgi": _uwsgi("--http-socket", "127.0.0.1:0", "--threads", "8"),
+    "uwsgi": Kind(
+        (*CUT, "a thread"),
+        4,
+        (
+            *(UWSGI, "--master", "--die-on-term", "--need-app", f"--threads={THREADS}"),
+            *("--http-socket={host}:0", "--module"),
+        ),
+        ready=r"bound to TCP address {host}:(\d+)",
+    ),
 }
 
 
+def command_of(kind: Kind, host: str = "127.0.0.1") -> list[str] | None:
+    """What `Server` has to run. Skips where a program is missing."""
+    if kind.command is None:
+        return None
+    first, *rest = (word.replace("{host}", host) for word in kind.command)
+    return [program(first) if first == UWSGI else first, *rest]
+
+
 @contextlib.contextmanager
-def run(name: str, log: Path, provider: Provider, *options: str, **environ: str) -> Iterator[Rig]:
-    """The server of that name, before `provider`. Pings are not what notices, unless told so."""
-    kind = SERVERS[name]
-    more = {"CHATSTREAM_PING_INTERVAL": FAR, **kind.environ, **environ}
-    command = None if kind.command is None else list(kind.command)
+def run(
+    kind: Kind,
+    log: Path,
+    provider: Provider,
+    *options: str,
+    host: str = "127.0.0.1",
+    certificate: Certificate | None = None,
+    **environ: str,
+) -> Iterator[Rig]:
+    """The server, before `provider`. Pings are not what notices, unless told so.
+
+    Args:
+        kind: Which.
+        log: What it prints goes there.
+        provider: Whom it calls.
+        options: More of its command line.
+        host: Where it listens.
+        certificate: With which it speaks TLS.
+        environ: More of its environment.
+    """
+    more = {"CHATSTREAM_PING_INTERVAL": FAR, "CHATSTREAM_THREADS": str(THREADS), **environ}
+    trust = None
+    if certificate is not None:
+        trust = ssl.create_default_context(cafile=certificate.authority)
+        options += ("--certfile", certificate.cert, "--keyfile", certificate.cert)
     with serving(
-        log, provider, *options, command=command, app=kind.app, ready=kind.ready, **more
+        log,
+        provider,
+        *options,
+        command=command_of(kind, host),
+        app=kind.app,
+        ready=kind.ready.replace("{host}", host.replace(".", r"\.")),
+        tls=trust,
+        **{**kind.environ, **more},
     ) as rig:
+        rig.extra = trust
         yield rig
