@@ -23,7 +23,9 @@ COLUMNS = ("a client closes", "a cancel", "a client vanishes", "SIGTERM", "a str
 UWSGI = "uwsgi"
 """In the place of a module: the program that pyuwsgi brings."""
 
-_FOREIGN = ("gunicorn", "--bind", "{host}:0", "--no-control-socket", "--config", "/dev/null")
+_GUNICORN = ("gunicorn", "--bind", "{host}:0", "--no-control-socket", "--config")
+_OURS = (*_GUNICORN, "gunicorn.conf.py")
+_FOREIGN = (*_GUNICORN, "/dev/null")
 _APP = "tests.integration.app:app"
 
 
@@ -34,7 +36,7 @@ class Kind:
     Attributes:
         says: Its cells of the table, in the order of `COLUMNS`.
         slots: Streams at a time.
-        command: Its command line; None: gunicorn with our configuration.
+        command: Its command line.
         app: How the command's last argument names the app.
         ready: What it prints when it listens.
         environ: Its environment.
@@ -42,7 +44,7 @@ class Kind:
 
     says: tuple[str, ...]
     slots: int
-    command: tuple[str, ...] | None = None
+    command: tuple[str, ...]
     app: str = _APP
     ready: str = r"Listening at: https?://{host}:(\d+)"
     environ: dict[str, str] = field(default_factory=dict)
@@ -53,16 +55,16 @@ class Kind:
     @property
     def tls(self) -> bool:
         """Whether it takes gunicorn's options for TLS."""
-        return self.command is None or self.command[0] == "gunicorn"
+        return self.command[0] == "gunicorn"
 
 
 WELL = ("at once", "at once", "within 45 s", "drained, told")
 CUT = ("at once", "at once", "within 45 s", "cut off")
 
 SERVERS = {
-    "ours-gthread": Kind((*WELL, "nothing"), 10_000),
+    "ours-gthread": Kind((*WELL, "nothing"), 10_000, _OURS),
     "ours-gevent": Kind(
-        (*WELL, "a greenlet"), 10_000, environ={"CHATSTREAM_WORKER_CLASS": "gevent"}
+        (*WELL, "a greenlet"), 10_000, _OURS, environ={"CHATSTREAM_WORKER_CLASS": "gevent"}
     ),
     "gunicorn-gthread": Kind(
         (*WELL, "a thread"), 4, (*_FOREIGN, "--worker-class=gthread", f"--threads={THREADS}")
@@ -98,10 +100,8 @@ SERVERS = {
 }
 
 
-def command_of(kind: Kind, host: str = "127.0.0.1") -> list[str] | None:
+def command_of(kind: Kind, host: str = "127.0.0.1") -> list[str]:
     """What `Server` has to run. Skips where a program is missing."""
-    if kind.command is None:
-        return None
     first, *rest = (word.replace("{host}", host) for word in kind.command)
     return [program(first) if first == UWSGI else first, *rest]
 
