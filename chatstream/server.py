@@ -50,6 +50,9 @@ class Drains(Protocol):
     def at_rest(self) -> bool:
         """Whether no stream is left, also none that has only to be sent. From any thread."""
 
+    def on_end(self, listener: Callable[[Any], object]) -> Callable[[], None]:
+        """Has `listener` called when a stream is over. Returns what ends that. From any thread."""
+
     def stop(self) -> None:
         """Streams are aborted, connections closed, and threads end. From any thread."""
 

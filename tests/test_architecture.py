@@ -42,7 +42,7 @@ FLOORS = [
         "call_threads",
     },
     {"config", "loop", "server", "faults", "bus.base", "bus.record_locks", "bus.scripts"},
-    {"stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
+    {"ending", "stream", "bus.local", "bus.early", "bus.directory", "bus.redis"},
     {"registry", "completions", "body", "connections", "bus.seat", "detached"},
     {"bus.unix", "iterable", "upstream"},
     {"bus", "fetch", "reading", "answering"},
