@@ -111,9 +111,17 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        match = eventually(lambda: self._gone() or re.search(ready, self.log()), "the server")
-        self.port = int(match[1])
-        eventually(lambda: self._answers(), "an answer")
+        try:
+            self.port = int(eventually(lambda: self._listens_at(ready), "the server"))
+            eventually(lambda: self._answers(), "an answer")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _listens_at(self, ready: str) -> str | None:
+        self._gone()
+        match = re.search(ready, self.log())
+        return match and match[1]
 
     def _gone(self) -> None:
         if self._process.poll() is not None:
