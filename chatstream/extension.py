@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import logging
 import os
-import socket
 import threading
 import uuid
 import weakref
@@ -15,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from blinker import Signal
@@ -45,6 +45,7 @@ from chatstream.errors import (
     StreamError,
     Unconfirmed,
     UpstreamError,
+    busy_without_descriptors,
     shutting_down,
 )
 from chatstream.iterable import StreamIterable
@@ -199,6 +200,7 @@ class Service:
         self._looking = 0  # the process whose clients are looked at
         self._draining = self._drained = False
         self._stopped = False  # the loop is to end with the last stream
+        self._on_rest: dict[object, Callable[[], object]] = {}  # changed in one step
         self._walked = False  # a stream was, though the server would have let go of it
         self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
         self._forked = native.allocate_lock()  # guards the one above
@@ -219,7 +221,8 @@ class Service:
         with self._starting():
             if self._started == os.getpid():
                 return
-            self.registry.slots = _slots(self.settings)  # by now the worker is known
+            # By now the server is known.
+            self.registry.slots = _slots(self.settings, environ or {})
             self._upstream = Upstream(self.settings, self.registry.slots.all, self._loop.call_later)
             self._tracing = tracing.create(self.settings.upstream_url)
             self._started = os.getpid()
@@ -294,7 +297,7 @@ class Service:
         if upstream is not None:
             upstream.close()
         self._stopped = True
-        self._stop_loop()
+        self._gone()
         self._draining = self._drained = False
         atexit.unregister(self._leave)
 
@@ -309,10 +312,28 @@ class Service:
         self.settings = settings
         self.registry.reject_conflicts = settings.on_conflict == "reject"
 
-    def _stop_loop(self) -> None:
-        """Ends the loop's thread, if `stop` left it for the last stream, which has gone now."""
-        if self._stopped and self.at_rest():
+    def on_rest(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Has `listener` called whenever the last stream has gone. It must not block.
+
+        Returns:
+            What ends that. Idempotent.
+        """
+        key = object()
+        self._on_rest[key] = listener
+
+        def forget() -> None:
+            self._on_rest.pop(key, None)
+
+        return forget
+
+    def _gone(self) -> None:
+        """A stream has gone. After the last one the loop's thread ends, if `stop` left it that."""
+        if not self.at_rest():
+            return
+        if self._stopped:
             self._loop.stop()
+        for listener in list(self._on_rest.values()):
+            listener()
 
     def _leave(self) -> None:
         """At the end of a process; not of one that it has forked."""
@@ -357,9 +378,7 @@ class Service:
         stream.transcript = self._transcript(payload, stream)
         timer = None
         try:
-            if sock := _client_socket(environ or {}):
-                stream.client = self._loop.watch(sock, stream.client_gone)
-                self._begin_looking()
+            self._watch_client(stream, environ or {})
             if deadline := self.settings.stream_deadline:
                 timer = self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
             self._enter(stream)
@@ -475,6 +494,12 @@ class Service:
         except OSError as error:
             log.warning("[bus] %s: %s", self._bus.name, error)
             raise BusUnavailable from error
+
+    def _watch_client(self, stream: Stream, environ: Mapping[str, Any]) -> None:
+        with busy_without_descriptors(), server.client_socket(environ) as connection:
+            if connection is not None:
+                stream.client = self._loop.watch(connection, stream.client_gone)
+                self._begin_looking()
 
     def _enter(self, stream: Stream) -> None:
         """Has the stream found under its names, here and elsewhere; an older one makes way."""
@@ -605,7 +630,7 @@ class Service:
             stream.fail(UpstreamError("The provider could not be called."))
         finally:
             self.registry.leave(stream)
-            self._stop_loop()
+            self._gone()
 
     def _closed(
         self, stream: Stream, timer: Timer | None, end: tracing.End | None, outcome: Outcome
@@ -622,7 +647,7 @@ class Service:
             self._tell(stream_ended, outcome=outcome)
         finally:
             self.registry.leave(stream)
-            self._stop_loop()
+            self._gone()
 
     def _transcript(self, payload: bytes, stream: Stream) -> Transcript | None:
         """What keeps of an answer what they need who listen."""
@@ -652,11 +677,12 @@ class Service:
             stream.client.release()
 
 
-def _slots(settings: Settings) -> Slots:
+def _slots(settings: Settings, environ: Mapping[str, Any] = MappingProxyType({})) -> Slots:
     """The stream slots of this process, in which nothing runs before a server's fork."""
     worker, wanted = server.gunicorn_worker(), settings.max_streams
     if worker is None:
-        return Slots(wanted or UNKNOWN, wanted or UNKNOWN)
+        known = wanted or server.slots(environ) or UNKNOWN
+        return Slots(known, known)
     return slots.of_server(
         worker.cfg.threads,
         worker.cfg.worker_connections,
@@ -707,12 +733,6 @@ def _claim_of(stream: Stream) -> Claim:
     return Claim(Name(stream.owner, stream.session_id, stream.stream_id), stream.number)
 
 
-def _client_socket(environ: Mapping[str, Any]) -> socket.socket | None:
-    """The client's connection, where the server shows it: gunicorn, werkzeug."""
-    sock: socket.socket | None = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-    return sock
-
-
 def _log_outcome(outcome: Outcome) -> None:
     """The one terminal line of a stream."""
     facts = (
@@ -754,6 +774,11 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
             "gunicorn's sync worker serves one stream at a time, no cancel can reach it meanwhile, "
             "and gunicorn kills it after `timeout`. Use --worker-class gthread or gevent."
         )
+    if "uwsgi.version" in environ and not environ.get("wsgi.multithread"):
+        advice.append(
+            "A process of uWSGI's with one thread serves one stream at a time, and no cancel can "
+            "reach it meanwhile. Use --threads."
+        )
     if environ.get("wsgi.multiprocess") and isinstance(joined, LocalBus):
         advice.append(
             "More than one worker, and the bus is local: a cancel stops a stream only if it "
@@ -769,7 +794,8 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
             "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel "
             "waits behind the stream it should stop. Terminate HTTP/2 in nginx."
         )
-    if settings.max_streams is None and server.gunicorn_worker() is None:
+    unknown = server.gunicorn_worker() is None and server.slots(environ) is None
+    if settings.max_streams is None and unknown:
         advice.append(
             f"The server's threads are not known: {UNKNOWN} streams at a time. "
             "Set CHATSTREAM_MAX_STREAMS to the threads less a few for cancels."

@@ -53,7 +53,7 @@ FLOORS = [
         "bus.record_locks",
         "bus.scripts",
     },
-    {"bus.places", "tally"},
+    {"bus.places", "tally", "ending"},
     {"stream", "bus.local", "bus.early", "bus.directory", "bus.locked_places", "bus.redis"},
     {"registry", "tracing", "logs", "completions", "body", "connections", "bus.seat", "detached"},
     {"bus.unix", "iterable", "upstream"},
