@@ -1,22 +1,22 @@
 """The standalone service: `gunicorn wsgi:app`."""
 
-import logging
+import os
 import sys
 
 from flask import Flask
 
-from chatstream import ConfigError, standalone
+from chatstream import ConfigError, logs, standalone
+from chatstream.config import Settings
 
 
 def create_app() -> Flask:
-    """The app, with a log. Without a good setting the process ends, with a sentence."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    """The app, with a log. Without good settings the process ends, with a sentence."""
+    settings, _ = Settings.survey({}, os.environ)
     try:
+        logs.configure(settings)
         app = standalone.create_app()
     except ConfigError as error:
-        print(f"chatstream: {error}", file=sys.stderr)
+        logs.say_last(settings, str(error))
         sys.exit(3)  # gunicorn takes 3 for "do not start this worker again"
     standalone.warn_if_open(app)
     return app

@@ -17,6 +17,7 @@ from bench.systems import (
     DESCRIPTORS,
     DETACHED,
     DIRECT,
+    GEVENT,
     NGINX,
     OURS,
     Place,
@@ -32,7 +33,7 @@ PAGE = "/api/chat/openapi.json"
 
 def crowd(system: System, sizes: Sizes) -> Iterator[Row]:
     """Streams of one event a second each, as many as are to be held: 5,000."""
-    if system.name not in (DIRECT, NGINX, DETACHED):
+    if system.name not in (DIRECT, NGINX, DETACHED, GEVENT):
         return
     simulate = {**TALKING, "rate": 1, "stamp": True}
     streams = min(sizes.most, raise_file_limit() // DESCRIPTORS - _SPARE)

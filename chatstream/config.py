@@ -157,11 +157,15 @@ class Token(NamedTuple):
 
 
 def _tokens(value: Any) -> tuple[Token, ...]:
-    """`owner:token` or a token alone, whose owner is then a name made of it."""
-    words = value.replace(",", " ").split() if isinstance(value, str) else None
-    tokens = [_token(word) for word in words or ()]
+    """`owner:token` or a token alone, whose owner is then a name made of it.
+
+    An empty text is none; what is only commas was meant to be some, and would leave all open.
+    """
+    text = value.strip() if isinstance(value, str) else ","
+    tokens = [_token(word) for word in text.replace(",", " ").split()]
     owners = {token.secret: token.owner for token in tokens}
-    if words is None or any(owners[token.secret] != token.owner for token in tokens):
+    of_two = any(owners[token.secret] != token.owner for token in tokens)
+    if of_two or (text and not tokens):
         raise ValueError("tokens, each owner:token or a token alone, none of two owners")
     return tuple(tokens)
 
@@ -249,6 +253,16 @@ class Settings:
     )
     health: str | None = _setting(
         None, _place, "where healthz and readyz are; off for none (standalone: /)"
+    )
+    log_format: str = _setting(
+        "text",
+        _choice("text", "json"),
+        "lines of the standalone service's log, and of gunicorn's: text, or json, an object a line",
+    )
+    metrics: str | None = _setting(
+        None,
+        _place,
+        "where the figures for Prometheus are, such as /metrics; off for none",
     )
     meter: bool = _setting(
         False, _switch, "1 says that the provider is the built-in one: the page shows its figures"

@@ -35,6 +35,6 @@ def allow(app: Flask, settings: Settings) -> None:
         app,
         resources=[rf"{re.escape(place.rstrip('/'))}/.*" for place in places],
         origins=list(settings.cors_origins),
-        expose_headers=["X-Session-Id", "X-Stream-Id", "Retry-After"],
+        expose_headers=["X-Session-Id", "X-Stream-Id", "Retry-After", "WWW-Authenticate"],
         max_age=600,
     )

@@ -19,10 +19,8 @@ from __future__ import annotations
 import abc
 import contextvars
 import enum
-import os
 import socket
 import ssl
-import traceback
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -431,8 +429,7 @@ class Detached:
 
     def _break(self) -> None:
         """A step has failed, which is a fault of ours."""
-        # Not the logger: the loop does not wait for its handlers.
-        os.write(2, traceback.format_exc().encode(errors="replace"))
+        native.report()  # the loop does not wait for the logger's handlers
         self._stream.fail(UpstreamError("The answer could not be relayed."))
         self._finish(whole=False)
 

@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import logging
 import os
-import socket
 import threading
 import uuid
 import weakref
@@ -15,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from blinker import Signal
 from flask import Flask
 
-from chatstream import bus, cli, cors, native, server, slots, views
+from chatstream import bus, cli, cors, metrics, native, server, slots, tracing, views
 from chatstream.asking import Prepare
 from chatstream.bus.base import (
     Action,
@@ -45,15 +45,17 @@ from chatstream.errors import (
     StreamError,
     Unconfirmed,
     UpstreamError,
+    busy_without_descriptors,
     shutting_down,
 )
 from chatstream.iterable import StreamIterable
 from chatstream.loop import Loop, Timer
 from chatstream.outcome import Cancelled, Cause, Kind, Outcome, Started
 from chatstream.registry import Registry
-from chatstream.signals import cancel_answered, stream_ended, stream_started
+from chatstream.signals import cancel_answered, needs_text, stream_ended, stream_started
 from chatstream.slots import UNKNOWN, Slots
 from chatstream.stream import Stream
+from chatstream.tally import Tally
 from chatstream.tokens import CHALLENGE, Tokens
 from chatstream.transcript import Transcript, prompt_tokens
 
@@ -127,7 +129,10 @@ class ChatStream:
         server.follow_signals()
         app.before_request(server.notice_end)
         app.register_error_handler(RequestTimeout, views.timed_out)
-        app.register_blueprint(views.blueprint(settings))
+        routes = views.blueprint(settings)
+        if settings.metrics is not None:
+            metrics.mount(settings.metrics, routes, app, service)
+        app.register_blueprint(routes)
         app.cli.add_command(cli.group)
         cors.allow(app, settings)
 
@@ -185,16 +190,17 @@ class Service:
         self.registry = Registry(
             _slots(settings),
             reject_conflicts=settings.on_conflict == "reject",
-            limit=settings.max_streams_per_owner,
         )
         self._loop = Loop()
         self._bus: Bus = LocalBus(self._receive)
         self._upstream: Upstream | None = None
+        self._tracing: tracing.Tracing | None = None
         self._joined = 0  # the process whose bus it is
         self._started = 0  # the process whose upstream it is
         self._looking = 0  # the process whose clients are looked at
         self._draining = self._drained = False
         self._stopped = False  # the loop is to end with the last stream
+        self._on_rest: dict[object, Callable[[], object]] = {}  # changed in one step
         self._walked = False  # a stream was, though the server would have let go of it
         self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
         self._forked = native.allocate_lock()  # guards the one above
@@ -215,8 +221,10 @@ class Service:
         with self._starting():
             if self._started == os.getpid():
                 return
-            self.registry.slots = _slots(self.settings)  # by now the worker is known
+            # By now the server is known.
+            self.registry.slots = _slots(self.settings, environ or {})
             self._upstream = Upstream(self.settings, self.registry.slots.all, self._loop.call_later)
+            self._tracing = tracing.create(self.settings.upstream_url)
             self._started = os.getpid()
         server.follow_signals()
         for advice in _advice(self.settings, self._bus, environ or {}):
@@ -289,7 +297,7 @@ class Service:
         if upstream is not None:
             upstream.close()
         self._stopped = True
-        self._stop_loop()
+        self._gone()
         self._draining = self._drained = False
         atexit.unregister(self._leave)
 
@@ -303,12 +311,29 @@ class Service:
         self.stop()
         self.settings = settings
         self.registry.reject_conflicts = settings.on_conflict == "reject"
-        self.registry.limit = settings.max_streams_per_owner
 
-    def _stop_loop(self) -> None:
-        """Ends the loop's thread, if `stop` left it for the last stream, which has gone now."""
-        if self._stopped and self.at_rest():
+    def on_rest(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Has `listener` called whenever the last stream has gone. It must not block.
+
+        Returns:
+            What ends that. Idempotent.
+        """
+        key = object()
+        self._on_rest[key] = listener
+
+        def forget() -> None:
+            self._on_rest.pop(key, None)
+
+        return forget
+
+    def _gone(self) -> None:
+        """A stream has gone. After the last one the loop's thread ends, if `stop` left it that."""
+        if not self.at_rest():
+            return
+        if self._stopped:
             self._loop.stop()
+        for listener in list(self._on_rest.values()):
+            listener()
 
     def _leave(self) -> None:
         """At the end of a process; not of one that it has forked."""
@@ -350,14 +375,10 @@ class Service:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         stream.outlives_client = self.settings.on_disconnect == "finish"
-        if self._heard(stream_ended):
-            whole = stream.media_type == "application/json"
-            stream.transcript = Transcript(prompt_tokens(payload), whole=whole)
+        stream.transcript = self._transcript(payload, stream)
         timer = None
         try:
-            if sock := _client_socket(environ or {}):
-                stream.client = self._loop.watch(sock, stream.client_gone)
-                self._begin_looking()
+            self._watch_client(stream, environ or {})
             if deadline := self.settings.stream_deadline:
                 timer = self._loop.call_later(deadline, partial(stream.abort, Cause.DEADLINE))
             self._enter(stream)
@@ -366,7 +387,9 @@ class Service:
             raise
         if self._drained:  # meanwhile
             stream.abort(Cause.SHUTDOWN)
-        log.info("[SSE] %s started stream=%s", stream.session_id, stream.stream_id)
+        names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
+        log.info("[SSE] %s started stream=%s", *names.values(), extra=names)
+        end = self._tracing.begin(stream, payload, environ or {}) if self._tracing else None
         self._tell(
             stream_started, started=Started(stream.session_id, stream.stream_id, stream.owner)
         )
@@ -376,7 +399,7 @@ class Service:
             ping_interval=self.settings.ping_interval,
             headers_timeout=self.settings.upstream_headers_timeout,
             idle_timeout=self.settings.upstream_idle_timeout,
-            on_close=partial(self._closed, stream, timer),
+            on_close=partial(self._closed, stream, timer, end),
             walk=self._walk,
             loop=self._loop if self.settings.detach else None,
         )
@@ -472,6 +495,12 @@ class Service:
             log.warning("[bus] %s: %s", self._bus.name, error)
             raise BusUnavailable from error
 
+    def _watch_client(self, stream: Stream, environ: Mapping[str, Any]) -> None:
+        with busy_without_descriptors(), server.client_socket(environ) as connection:
+            if connection is not None:
+                stream.client = self._loop.watch(connection, stream.client_gone)
+                self._begin_looking()
+
     def _enter(self, stream: Stream) -> None:
         """Has the stream found under its names, here and elsewhere; an older one makes way."""
         superseded = self.registry.add(stream)
@@ -486,7 +515,8 @@ class Service:
             stream.abort(Cause.CANCEL)
 
     def _claim(self, stream: Stream) -> bool:
-        reject, limit = self.settings.on_conflict == "reject", self.settings.max_streams_per_owner
+        reject = self.settings.on_conflict == "reject"
+        limit = self.settings.max_streams_per_owner
         try:
             return self._bus.claim(_claim_of(stream), reject=reject, limit=limit)
         except OSError as error:  # the bus is broken; the stream need not be
@@ -595,29 +625,39 @@ class Service:
         except StreamError as error:
             stream.fail(error)
         except Exception:
-            log.exception("[SSE] %s stream=%s", stream.session_id, stream.stream_id)
+            names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
+            log.exception("[SSE] %s stream=%s", *names.values(), extra=names)
             stream.fail(UpstreamError("The provider could not be called."))
         finally:
             self.registry.leave(stream)
-            self._stop_loop()
+            self._gone()
 
-    def _closed(self, stream: Stream, timer: Timer | None, outcome: Outcome) -> None:
+    def _closed(
+        self, stream: Stream, timer: Timer | None, end: tracing.End | None, outcome: Outcome
+    ) -> None:
         self._let_go(stream, timer)
         self.registry.enter(stream)  # a worker that ends waits for those who listen
         self.registry.remove(stream)
         with contextlib.suppress(OSError):  # the bus is broken, and has said so
             self._bus.release(_claim_of(stream))
         _log_outcome(outcome)
+        if end is not None:
+            end(outcome)
         try:
             self._tell(stream_ended, outcome=outcome)
         finally:
             self.registry.leave(stream)
-            self._stop_loop()
+            self._gone()
 
-    def _heard(self, signal: Signal) -> bool:
-        """Whether somebody listens to what this app says."""
+    def _transcript(self, payload: bytes, stream: Stream) -> Transcript | None:
+        """What keeps of an answer what they need who listen."""
         app = self._app()
-        return app is not None and signal.has_receivers_for(app)
+        if app is None or not stream_ended.has_receivers_for(app):
+            return None
+        whole = stream.media_type == "application/json"
+        if whole or any(map(needs_text, stream_ended.receivers_for(app))):
+            return Transcript(prompt_tokens(payload), whole=whole)
+        return Tally()
 
     def _tell(self, signal: Signal, **value: object) -> None:
         """Says something to who listens, outside of any request.
@@ -637,11 +677,12 @@ class Service:
             stream.client.release()
 
 
-def _slots(settings: Settings) -> Slots:
+def _slots(settings: Settings, environ: Mapping[str, Any] = MappingProxyType({})) -> Slots:
     """The stream slots of this process, in which nothing runs before a server's fork."""
     worker, wanted = server.gunicorn_worker(), settings.max_streams
     if worker is None:
-        return Slots(wanted or UNKNOWN, wanted or UNKNOWN)
+        known = wanted or server.slots(environ) or UNKNOWN
+        return Slots(known, known)
     return slots.of_server(
         worker.cfg.threads,
         worker.cfg.worker_connections,
@@ -692,12 +733,6 @@ def _claim_of(stream: Stream) -> Claim:
     return Claim(Name(stream.owner, stream.session_id, stream.stream_id), stream.number)
 
 
-def _client_socket(environ: Mapping[str, Any]) -> socket.socket | None:
-    """The client's connection, where the server shows it: gunicorn, werkzeug."""
-    sock: socket.socket | None = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-    return sock
-
-
 def _log_outcome(outcome: Outcome) -> None:
     """The one terminal line of a stream."""
     facts = (
@@ -708,7 +743,14 @@ def _log_outcome(outcome: Outcome) -> None:
         facts += " client=left"
     if outcome.kind is Kind.FAILED:
         detail = f' detail="{outcome.detail}"' if outcome.detail else ""
-        log.warning("[SSE] %s %s %s%s", outcome.session_id, outcome.words, facts, detail)
+        log.warning(
+            "[SSE] %s %s %s%s",
+            outcome.session_id,
+            outcome.words,
+            facts,
+            detail,
+            extra=outcome.facts,
+        )
     elif outcome.cause is not None:
         log.info(
             "[SSE] %s %s cause=%s %s stop_ms=%.3f",
@@ -717,9 +759,10 @@ def _log_outcome(outcome: Outcome) -> None:
             outcome.cause.value,
             facts,
             outcome.stop_ms,
+            extra=outcome.facts,
         )
     else:
-        log.info("[SSE] %s %s %s", outcome.session_id, outcome.words, facts)
+        log.info("[SSE] %s %s %s", outcome.session_id, outcome.words, facts, extra=outcome.facts)
 
 
 def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list[str]:
@@ -731,17 +774,28 @@ def _advice(settings: Settings, joined: Bus, environ: Mapping[str, Any]) -> list
             "gunicorn's sync worker serves one stream at a time, no cancel can reach it meanwhile, "
             "and gunicorn kills it after `timeout`. Use --worker-class gthread or gevent."
         )
+    if "uwsgi.version" in environ and not environ.get("wsgi.multithread"):
+        advice.append(
+            "A process of uWSGI's with one thread serves one stream at a time, and no cancel can "
+            "reach it meanwhile. Use --threads."
+        )
     if environ.get("wsgi.multiprocess") and isinstance(joined, LocalBus):
         advice.append(
             "More than one worker, and the bus is local: a cancel stops a stream only if it "
             "reaches the same worker. Set CHATSTREAM_BUS=unix:///a/directory, or redis://."
+        )
+    if environ.get("wsgi.multiprocess") and settings.metrics and not os.environ.get(metrics.FOLDER):
+        advice.append(
+            f"More than one worker, and each shows figures of its own. Set {metrics.FOLDER}: see"
+            " `chatstream.metrics.shared`."
         )
     if str(environ.get("SERVER_PROTOCOL", "")).startswith("HTTP/2"):
         advice.append(
             "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel "
             "waits behind the stream it should stop. Terminate HTTP/2 in nginx."
         )
-    if settings.max_streams is None and server.gunicorn_worker() is None:
+    unknown = server.gunicorn_worker() is None and server.slots(environ) is None
+    if settings.max_streams is None and unknown:
         advice.append(
             f"The server's threads are not known: {UNKNOWN} streams at a time. "
             "Set CHATSTREAM_MAX_STREAMS to the threads less a few for cancels."

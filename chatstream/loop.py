@@ -19,13 +19,16 @@ import select
 import socket
 import struct
 import termios
-import traceback
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from chatstream import liveness, native
 from chatstream.errors import Busy, busy_without_descriptors
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 _HANG_UP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -81,7 +84,7 @@ class Loop:
         self._order = itertools.count()
         self._cancelled = 0
 
-    def watch(self, sock: socket.socket, on_hang_up: Callable[[], object]) -> ClientSocket:
+    def watch(self, sock: HasFileno, on_hang_up: Callable[[], object]) -> ClientSocket:
         """Calls `on_hang_up` once, from the loop's thread, when the peer of `sock` leaves.
 
         A FIN counts as leaving, as nginx has it: a client that half-closes is gone.
@@ -226,7 +229,7 @@ class Loop:
                     else:
                         self._hang_up_of(fd)()
                 except Exception:  # must not end the thread that every stop depends on
-                    _report()
+                    native.report()
             if self._soon or due <= self.now:
                 self._run_due()
         with self._lock:  # whoever ended this has written by now
@@ -239,7 +242,7 @@ class Loop:
             try:
                 callback()
             except Exception:
-                _report()
+                native.report()
 
     def _due(self) -> list[Callable[[], object]]:
         with self._lock:
@@ -277,7 +280,7 @@ class ClientSocket:
     The server keeps its own; a kept-alive connection lives on after `release`.
     """
 
-    def __init__(self, loop: Loop, sock: socket.socket, on_hang_up: Callable[[], object]) -> None:
+    def __init__(self, loop: Loop, sock: HasFileno, on_hang_up: Callable[[], object]) -> None:
         self.fd = os.dup(sock.fileno())
         self.on_hang_up = on_hang_up
         self._loop = loop
@@ -289,7 +292,7 @@ class ClientSocket:
         self._taken = 0  # as a look saw it
         self._waiting_since: float | None = None  # of the looks, that saw no change: the first
         self._options = liveness.notice_vanished(self._sock)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
+        if self._sock.family in (socket.AF_INET, socket.AF_INET6):
             unsent = (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
             self._options.append((*unsent, self._sock.getsockopt(*unsent)))
             self._sock.setsockopt(*unsent, UNSENT)
@@ -377,8 +380,3 @@ def _taken(sock: _socket.socket) -> int:
 
 def _nothing() -> None:
     pass
-
-
-def _report() -> None:
-    # Not the logger: its handlers' locks may be gevent's.
-    os.write(2, traceback.format_exc().encode(errors="replace"))

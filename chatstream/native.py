@@ -12,16 +12,31 @@ Nothing is cached at import time: gevent may patch after chatstream was imported
 from __future__ import annotations
 
 import _thread
+import os
 import select
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
 def _original(module: str, name: str, current: Any) -> Any:
     monkey = sys.modules.get("gevent.monkey")
     return current if monkey is None else monkey.get_original(module, name)
+
+
+written_as: Callable[[str], bytes] = partial(str.encode, errors="replace")
+"""What `report` writes of a text. Can be set anew."""
+
+
+def report() -> None:
+    """Writes the exception that is being handled to stderr, for who must not log.
+
+    A logger's handlers have locks, which may be gevent's.
+    """
+    os.write(2, written_as(traceback.format_exc()))
 
 
 def patched() -> bool:

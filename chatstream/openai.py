@@ -7,6 +7,7 @@ one piece.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from flask.blueprints import BlueprintSetupState
 from chatstream.answering import add_routes, other_method, refusal, streamed
 from chatstream.asking import capped, prepared
 from chatstream.completions import ChunkStream, WholeStream, error_object
-from chatstream.errors import Busy, Refused, StreamError
+from chatstream.errors import Busy, Refused, StreamError, UpstreamError
 from chatstream.reading import check_messages, json_body, owner, service, session_and_stream
 from chatstream.stream import Stream
 
@@ -83,7 +84,7 @@ def completions() -> Any:
 
 
 def models() -> Any:
-    """GET /models: the provider's list, as it is."""
+    """GET /models: the provider's list, as it is; where only some may be asked, these of it."""
     if request.method not in ("GET", "HEAD"):
         return other_method("GET, HEAD, OPTIONS", refuse)
     name = owner(refuse)
@@ -146,6 +147,25 @@ def _models() -> bytes:
     if not _askers.acquire(blocking=False):
         raise Busy("The list of models is being asked for already. Please try again.")
     try:
-        return fetch.models(service().settings)
+        listed = fetch.models(service().settings)
     finally:
         _askers.release()
+    allowed = service().settings.allowed_models
+    return listed if allowed is None else _less(listed, allowed)
+
+
+def _less(listed: bytes, allowed: tuple[str, ...]) -> bytes:
+    """A list of models without those that may not be asked; else as the provider has it.
+
+    Raises:
+        UpstreamError: It is none of OpenAI's form, so which they are is not known.
+    """
+    try:
+        found = json.loads(listed)
+        models: list[Any] = found["data"]
+        found["data"] = [model for model in models if model["id"] in allowed]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UpstreamError(
+            "The provider's list of models is not of OpenAI's form.", code="upstream_not_json"
+        ) from None
+    return json.dumps(found).encode()

@@ -35,10 +35,10 @@ BEFORE: Mapping[int, tuple[str, Mapping[str, str]]] = {
         {"unsupported_media_type": "send Content-Type: application/json"},
     ),
     429: (
-        "Too much at once.",
+        "The caller has as many answers running as it may, or the provider limits this service.",
         {
-            "too_many_streams": "so many of the caller's run already; with Retry-After",
-            "upstream_rate_limited": "the provider says so; with its Retry-After, if it gave one",
+            "too_many_streams": "stop one of them first, or wait; with Retry-After",
+            "upstream_rate_limited": "with the provider's Retry-After, if it gave one",
         },
     ),
     502: (
@@ -108,7 +108,10 @@ OPENAI_MODELS: Mapping[int, tuple[str, Mapping[str, str]]] = {
     400: ("The provider rejected it.", {"upstream_rejected": "with its message"}),
     401: BEFORE[401],
     404: ("There is no list.", {"no_models": "the provider's address is not OpenAI's"}),
-    429: ("The provider limits.", {"upstream_rate_limited": "with its Retry-After, if any"}),
+    429: (
+        "The provider is limiting this service's rate.",
+        {"upstream_rate_limited": BEFORE[429][1]["upstream_rate_limited"]},
+    ),
     502: (
         "The provider failed.",
         {
@@ -160,6 +163,7 @@ def document(
     root: str = "",
     openai_prefix: str | None = None,
     health: str | None = None,
+    challenge: str | None = None,
 ) -> dict[str, Any]:
     """The document. Holds nothing of a user, a key or a provider.
 
@@ -169,8 +173,9 @@ def document(
         root: Where the app is mounted in its server (WSGI's SCRIPT_NAME).
         openai_prefix: Where OpenAI's routes are; None for none.
         health: Where healthz and readyz are; None for none.
+        challenge: What a 401 says, where bearer tokens are asked for; None where they are not.
     """
-    return {
+    made: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "chatstream",
@@ -201,6 +206,18 @@ def document(
         },
         "components": {"schemas": {"ChatRequest": _chat_request(), "ErrorEvent": _error_event()}},
     }
+    return made if challenge is None else _with_tokens(made, challenge)
+
+
+def _with_tokens(made: dict[str, Any], challenge: str) -> dict[str, Any]:
+    """Adds to a document that a bearer token is asked for, but where `security` is empty."""
+    made["security"] = [{"token": []}]
+    made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path in made["paths"].values():
+        for operation in path.values():
+            if refusal := operation["responses"].get("401"):
+                refusal["headers"]["WWW-Authenticate"] = _header(_word(challenge))
+    return made
 
 
 def _stream(max_body: int) -> dict[str, Any]:
@@ -273,7 +290,7 @@ def _completions(max_body: int) -> dict[str, Any]:
 
 
 def _models(method: str) -> dict[str, Any]:
-    found = _json("The provider's list, as it is.", _an_object())
+    found = _json("The provider's list, less what may not be asked here.", _an_object())
     refusals = _openai_refusals(OPENAI_MODELS)
     if method == "head":
         for response in (found, *refusals.values()):

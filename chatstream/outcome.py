@@ -136,6 +136,25 @@ class Outcome:
     client_left: bool = False
 
     @property
+    def facts(self) -> dict[str, object]:
+        """What the log says, for whoever writes it otherwise: nothing of what people wrote."""
+        facts: dict[str, object] = {
+            "session_id": self.session_id,
+            "stream_id": self.stream_id,
+            "kind": self.kind.value,
+            "cause": self.cause and self.cause.value,
+            "code": self.code,
+            "detail": self.detail or None,
+            "phase": self.phase.value,
+            "events": self.events,
+            "bytes": self.bytes,
+            "duration": round(self.duration, 6),
+            "stop_ms": self.stop_ms and round(self.stop_ms, 3),
+            "client_left": self.client_left or None,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+    @property
     def words(self) -> str:
         """How the log says it: `completed`, `aborted by <cause>`, `failed: <code>`."""
         if self.cause is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 
 from chatstream import native
-from chatstream.errors import Busy, conflict, too_many
+from chatstream.errors import Busy, conflict
 from chatstream.slots import Slots
 from chatstream.stream import Stream
 
@@ -15,28 +16,27 @@ class Registry:
     """The live streams of one process, by owner and name.
 
     Safe from any thread, never blocks. A stream is found by its whole names and its owner only.
+
+    Attributes:
+        on_change: Called after a slot was taken or freed, not under the lock. Must not raise.
     """
 
-    def __init__(
-        self, slots: Slots, *, reject_conflicts: bool = False, limit: int | None = None
-    ) -> None:
+    def __init__(self, slots: Slots, *, reject_conflicts: bool = False) -> None:
         """
         Args:
             slots: A stream holds one until its iterable is closed and its call to the provider has
                 ended. Can be set anew.
             reject_conflicts: Whether a second stream of a session is refused, not superseding.
                 Can be set anew.
-            limit: Live streams that an owner may have; None for no bound. Can be set anew.
         """
         self.slots = slots
         self.reject_conflicts = reject_conflicts
-        self.limit = limit
+        self.on_change: Callable[[], None] | None = None
         self._lock = native.allocate_lock()  # guards all below
         self._sessions: dict[tuple[str, str], Stream] = {}
         self._streams: dict[tuple[str, str], Stream] = {}
         self._holders: Counter[Stream] = Counter()
         self._walked: set[Stream] = set()
-        self._owners: dict[str, set[Stream]] = {}  # kept where there is a limit
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
@@ -51,8 +51,7 @@ class Registry:
 
         Raises:
             Busy: Every slot is taken.
-            Refused: 409, the stream's or (with `reject_conflicts`) the session's name is live. 429,
-                the owner has as many live streams as it may, not counting the superseded one.
+            Refused: 409, the stream's or (with `reject_conflicts`) the session's name is live.
         """
         session, named = (stream.owner, stream.session_id), (stream.owner, stream.stream_id)
         with self._lock:
@@ -66,21 +65,11 @@ class Registry:
                 raise conflict("session")
             if len(self._holders) >= self.slots.all:
                 raise Busy("Every stream slot of this worker is taken. Please try again.")
-            if self.limit:
-                self._add_to_owner(stream, self.limit + (old is not None))
             self._sessions[session] = self._streams[named] = stream
             self._holders[stream] = 1
             stream.number = next(self._numbers)
-            return old
-
-    def _add_to_owner(self, stream: Stream, most: int) -> None:
-        """Under the lock. Raises Refused."""
-        streams = self._owners.setdefault(stream.owner, set())
-        if len(streams) >= most:  # looked at only now: what has ended needs no mark
-            streams = self._owners[stream.owner] = {one for one in streams if not one.ended}
-            if len(streams) >= most:
-                raise too_many(self.limit or most)
-        streams.add(stream)
+        self._tell()
+        return old
 
     def find(
         self, owner: str, session_id: str | None = None, stream_id: str | None = None
@@ -104,16 +93,7 @@ class Registry:
             if self._streams.get(named) is stream:
                 del self._streams[named]
             self._walked.discard(stream)
-            if self._owners:
-                self._remove_from_owner(stream)
         self.leave(stream)
-
-    def _remove_from_owner(self, stream: Stream) -> None:
-        streams = self._owners.get(stream.owner)
-        if streams is not None:
-            streams.discard(stream)
-            if not streams:
-                del self._owners[stream.owner]
 
     def walk(self, stream: Stream) -> None:
         """Notes that `stream` keeps a thread of the server's, until it is removed.
@@ -135,8 +115,14 @@ class Registry:
         """One holder less. The last one frees the slot."""
         with self._lock:
             self._holders[stream] -= 1
-            if self._holders[stream] <= 0:
-                del self._holders[stream]
+            if self._holders[stream] > 0:
+                return
+            del self._holders[stream]
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
     def live(self) -> list[Stream]:
         """Every stream that has not ended."""

@@ -1,22 +1,28 @@
-"""The server around the app: its worker, and the word that it ends.
+"""The server around the app: its worker, its threads, its clients, and the word that it ends.
 
-WSGI tells an app neither. gunicorn has no hook for SIGTERM, and its workers end by themselves after
-`max_requests`; so a worker's signal handlers are taken over, to speak to this process's services
-first, and each request looks whether its worker still is to live.
+WSGI tells an app none of these. gunicorn has no hook for SIGTERM, and its workers end by themselves
+after `max_requests`; so a worker's signal handlers are taken over, to speak to this process's
+services first, and each request looks whether its worker still is to live.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
 import signal
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chatstream import native
+from chatstream.slots import of_threads, of_whole_requests
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 GRACE = 3.0
 """Seconds of gunicorn's `graceful_timeout` that are for the clients to take their last bytes."""
@@ -44,6 +50,9 @@ class Drains(Protocol):
     def at_rest(self) -> bool:
         """Whether no stream is left, also none that has only to be sent. From any thread."""
 
+    def on_rest(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Has `listener` called when the last stream has gone. Returns what ends that."""
+
     def stop(self) -> None:
         """Streams are aborted, connections closed, and threads end. From any thread."""
 
@@ -59,6 +68,65 @@ def enrol(service: Drains) -> None:
 def services() -> list[Drains]:
     """Those that were enrolled."""
     return list(_services)
+
+
+@contextlib.contextmanager
+def client_socket(environ: Mapping[str, Any]) -> Iterator[HasFileno | None]:
+    """The client's connection, for the block, where the server shows it; else None.
+
+    gunicorn and werkzeug show the socket itself. waitress and uWSGI show what has it: there it is a
+    descriptor of our own, since theirs may be closed meanwhile. Behind uWSGI's `--http` the peer is
+    its router. In the thread that serves the request.
+
+    Raises:
+        OSError: The process has no descriptor left.
+    """
+    shown = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    own = None if shown is not None else _of_waitress(environ) or _of_uwsgi(environ)
+    try:
+        yield own if shown is None else shown
+    finally:
+        if own is not None:
+            own.close()
+
+
+def _of_waitress(environ: Mapping[str, Any]) -> _socket.socket | None:
+    """waitress's main thread closes the socket, after it has marked the channel."""
+    channel = _waitress_channel(environ)
+    fd = -1 if channel is None else channel.socket.fileno()
+    if fd < 0:
+        return None
+    own = _socket.socket(fileno=os.dup(fd))
+    if channel.connected:
+        return own
+    own.close()  # its number may have been another's already
+    return None
+
+
+def _of_uwsgi(environ: Mapping[str, Any]) -> _socket.socket | None:
+    uwsgi = _uwsgi(environ)
+    # The C class: with --gevent, gevent's own would make a descriptor that does not block.
+    return uwsgi and _socket.socket(fileno=os.dup(uwsgi.connection_fd()))
+
+
+def slots(environ: Mapping[str, Any]) -> int | None:
+    """How many streams may keep a thread each, where waitress or uWSGI tells; else None."""
+    if channel := _waitress_channel(environ):
+        return of_whole_requests(channel.server.adj.threads)
+    if uwsgi := _uwsgi(environ):
+        return of_threads(int(uwsgi.opt.get("threads") or 1))
+    return None
+
+
+def _waitress_channel(environ: Mapping[str, Any]) -> Any:
+    """What has the client's socket in waitress: the method that it shows is this one's."""
+    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+    return channel if hasattr(channel, "socket") else None
+
+
+def _uwsgi(environ: Mapping[str, Any]) -> Any:
+    """uWSGI's module, which only programs inside it have."""
+    return sys.modules.get("uwsgi") if "uwsgi.version" in environ else None
 
 
 def gunicorn_worker() -> Any:

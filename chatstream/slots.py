@@ -38,6 +38,11 @@ def of_threads(threads: int) -> int:
     return max(1, threads - max(4, threads // 8))
 
 
+def of_whole_requests(threads: int) -> int:
+    """The same where a thread gets a request that is there already, so that few do for cancels."""
+    return max(1, threads - max(1, threads // 8))
+
+
 def of_connections(connections: int) -> int:
     """Streams among so many connections, of which none needs a thread."""
     return max(1, connections - _FOR_CANCELS)

@@ -35,14 +35,14 @@ class Said(NamedTuple):
     """What a transcript comes to.
 
     Attributes:
-        text: The answer's text, of the first choice.
+        text: The answer's text, of the first choice; None where it is not kept (`Tally`).
         reasoning: What the model thought aloud before it.
         model: Who answered, as the provider says; None if it does not.
         usage: See `Outcome`.
     """
 
-    text: str
-    reasoning: str
+    text: str | None
+    reasoning: str | None
     model: str | None
     usage: Usage | None
 
@@ -85,17 +85,18 @@ class Transcript:
         """
         self._read()
         text, reasoning = self._text.getvalue(), self._reasoning.getvalue()
-        usage = self._usage(text, reasoning, whole) if asked else None
+        estimated = estimate(text) + estimate(reasoning)
+        usage = self._usage(estimated, whole) if asked else None
         return Said(text, reasoning, self._model, usage)
 
-    def _usage(self, text: str, reasoning: str, whole: bool) -> Usage:
+    def _usage(self, estimated: int, whole: bool) -> Usage:
         """The provider's figures, or what can be made of what is known."""
         reported = self._reported
         if reported is not None:
             return reported if whole else reported._replace(estimated=True)
         tokens = None  # a model that has said nothing may have thought for long
         if self._deltas:
-            tokens = max(self._deltas, estimate(text) + estimate(reasoning))
+            tokens = max(self._deltas, estimated)
         return Usage(self._prompt_tokens, tokens, estimated=True)
 
     def _read(self) -> None:
@@ -116,7 +117,7 @@ class Transcript:
         if self._model is None and isinstance(value.get("model"), str):
             self._model = value["model"]
         if isinstance(value.get("usage"), dict):
-            self._reported = _usage_of(value["usage"])
+            self._reported = usage_of(value["usage"])
         for choice in _dicts(value.get("choices")):
             said = choice.get("message" if self._whole else "delta")
             if choice.get("index", 0) == 0 and isinstance(said, dict):
@@ -153,7 +154,8 @@ def _words(content: Any) -> str:
     return "".join(part for part in parts if isinstance(part, str))
 
 
-def _usage_of(value: dict[str, Any]) -> Usage:
+def usage_of(value: dict[str, Any]) -> Usage:
+    """A provider's `usage`."""
     return Usage(_count(value.get("prompt_tokens")), _count(value.get("completion_tokens")))
 
 

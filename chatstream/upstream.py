@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,13 @@ from chatstream.stream import Body, Stream
 
 _ERROR_BODY = 64 * 1024
 _ERROR_PATIENCE = 5.0
+
+_OURS = re.compile(
+    r"authorization|proxy-.*|content-.*|accept|accept-.*|host|user-agent|cookie"
+    r"|connection|keep-alive|transfer-encoding|te|trailer|upgrade|expect",
+    re.IGNORECASE,
+)
+"""Headers of the provider's request that are nobody else's: what we say in them has to hold."""
 
 log = logging.getLogger("chatstream")
 
@@ -102,6 +110,7 @@ class Upstream:
             "[SSE] %s stream=%s the provider had closed an idle connection; calling once more",
             call.stream.session_id,
             call.stream.stream_id,
+            extra={"session_id": call.stream.session_id, "stream_id": call.stream.stream_id},
         )
         call.fresh, call.reused = True, False
         return self._send(payload, call)
@@ -111,7 +120,7 @@ class Upstream:
         try:
             # The first calls may all prepare: they find the same.
             prepared = self._prepared = self._prepared or _prepared(self._url, self._key)
-            request = prepared.request(payload, call.stream.media_type)
+            request = prepared.request(payload, call.stream.media_type, call.stream.headers)
             # Not a session's `send`: what that adds - cookies, redirects, hooks, the environment
             # read anew - must not be, and costs more than the call.
             return self._adapter.send(request, timeout=self._timeout, **prepared.environment)
@@ -146,9 +155,14 @@ class _Prepared:
     template: requests.PreparedRequest
     environment: Mapping[str, Any]
 
-    def request(self, payload: bytes, wanted: str) -> requests.PreparedRequest:
+    def request(
+        self, payload: bytes, wanted: str, more: Mapping[str, str]
+    ) -> requests.PreparedRequest:
         request = copy.copy(self.template)
         request.headers = self.template.headers.copy()
+        for name, value in more.items():
+            if not _OURS.fullmatch(name):
+                request.headers[name] = value
         request.headers["Accept"] = wanted
         request.headers["Content-Length"] = str(len(payload))
         request.body = payload

@@ -103,6 +103,7 @@ def openapi() -> Response:
             root=root,
             openai_prefix=settings.openai_prefix,
             health=settings.health,
+            challenge=service().challenge,
         ),
         200,
     )

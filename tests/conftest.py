@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -38,6 +39,14 @@ def require(program: str) -> None:
     """Skips the test where `program` is not installed; in CI that is a failure."""
     if shutil.which(program) is None:
         _lacking(f"no {program} here")
+
+
+def program(name: str) -> str:
+    """The path of a program that a Python package has brought, or `require`'s verdict."""
+    beside = Path(sys.executable).with_name(name)
+    if not beside.exists():
+        require(name)
+    return str(beside if beside.exists() else shutil.which(name))
 
 
 def require_package(name: str) -> None:

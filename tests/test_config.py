@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from chatstream.config import Settings
+from chatstream.config import Settings, Token
 from chatstream.errors import ConfigError
 
 DEFAULTS = {
     "url_prefix": "/api/chat",
     "page": None,
     "openai_prefix": None,
+    "log_format": "text",
+    "metrics": None,
     "meter": False,
     "upstream_url": "https://api.deepseek.com/chat/completions",
     "api_key": "",
@@ -31,6 +33,7 @@ DEFAULTS = {
     "detach": True,
     "max_body": 1024 * 1024,
     "max_streams": None,
+    "max_streams_per_owner": None,
     "bus": None,
     "bus_prefix": "chatstream",
     "bus_ttl": 45.0,
@@ -60,6 +63,11 @@ GOOD = [
     ("PAGE", "", None),
     ("OPENAI_PREFIX", "/v1", "/v1"),
     ("OPENAI_PREFIX", "0", None),
+    ("HEALTH", "/", "/"),
+    ("HEALTH", "off", None),
+    ("LOG_FORMAT", "json", "json"),
+    ("METRICS", "/metrics", "/metrics"),
+    ("METRICS", "off", None),
     ("METER", "1", True),
     ("UPSTREAM_URL", " http://127.0.0.1:9000/v1/chat?x=1 ", "http://127.0.0.1:9000/v1/chat?x=1"),
     ("UPSTREAM_URL", "https://[::1]:8443/", "https://[::1]:8443/"),
@@ -68,9 +76,32 @@ GOOD = [
     ("INCLUDE_USAGE", "1", True),
     ("INCLUDE_USAGE", "Off", False),
     ("ON_CONFLICT", "reject", "reject"),
+    ("ON_DISCONNECT", "finish", "finish"),
+    ("ALLOWED_MODELS", " deepseek-chat , gpt/x:1 ", ("deepseek-chat", "gpt/x:1")),
+    ("ALLOWED_MODELS", "off", None),
+    ("ALLOWED_MODELS", "", None),
+    ("MAX_TOKENS", "4096", 4096),
+    ("MAX_TOKENS", "off", None),
+    ("MAX_TOKENS_FIELD", "max_completion_tokens", "max_completion_tokens"),
+    ("TOKENS", "ann:a-1, bob@x.org:b/+~=2\n", (Token("ann", "a-1"), Token("bob@x.org", "b/+~=2"))),
+    ("TOKENS", "ann:one,ann:two", (Token("ann", "one"), Token("ann", "two"))),
+    ("TOKENS", "bare", (Token("token-9b828d53402d", "bare"),)),
+    ("TOKENS", "", ()),
+    ("ADMIN_TOKENS", "root:r-1", (Token("root", "r-1"),)),
+    (
+        "CORS_ORIGINS",
+        "https://a.example, http://[::1]:8080",
+        ("https://a.example", "http://[::1]:8080"),
+    ),
+    ("CORS_ORIGINS", "*", ("*",)),
+    ("CORS_ORIGINS", "off", None),
     ("DETACH", "0", False),
     ("MAX_BODY", "2048", 2048),
     ("MAX_STREAMS", "1", 1),
+    ("MAX_STREAMS_PER_OWNER", " 10000 ", 10_000),
+    ("MAX_STREAMS_PER_OWNER", "off", None),
+    ("MAX_STREAMS_PER_OWNER", "0", None),
+    ("MAX_STREAMS_PER_OWNER", "", None),
     ("BUS", "local", "local"),
     ("BUS", " unix\n", "unix"),
     ("BUS", "unix:///run/chat stream", "unix:///run/chat stream"),
@@ -121,6 +152,10 @@ def test_every_key_is_tried_above() -> None:
         ("STREAM_DEADLINE", None, None),
         ("STREAM_DEADLINE", 0, None),
         ("STREAM_DEADLINE", 1.5, 1.5),
+        ("ALLOWED_MODELS", ["deepseek-chat", " b "], ("deepseek-chat", "b")),
+        ("ALLOWED_MODELS", ("deepseek-chat",), ("deepseek-chat",)),
+        ("MAX_TOKENS", 0, None),
+        ("CORS_ORIGINS", ["https://a.example"], ("https://a.example",)),
     ],
 )
 def test_the_apps_config_may_hold_python_values(key: str, given: Any, value: Any) -> None:
@@ -157,6 +192,7 @@ BAD = {
     "URL_PREFIX": ["", "/", "api", "/api/", "//api", "/a b", "/<id>", 7],
     "PAGE": ["chat", "/chat/", "//", "1", 7],
     "OPENAI_PREFIX": ["v1", "/v1/", "/v 1", True],
+    "HEALTH": ["health", "/health/", 7],
     "METER": ["", "2", 7],
     "UPSTREAM_URL": [
         "",
@@ -175,9 +211,22 @@ BAD = {
     "MODEL": ["", "  ", 7],
     "INCLUDE_USAGE": ["", "2", "maybe", 7],
     "ON_CONFLICT": ["", "Reject", "drop", 7],
+    "ON_DISCONNECT": ["", "Abort", "detach", 7],
+    "ALLOWED_MODELS": ["a,,b", ",", "a,", 7, ["a", ""], ["a", 7], {"a"}],
+    "MAX_TOKENS": ["-1", "1.5", "many", True, 1.5],
+    "MAX_TOKENS_FIELD": ["", "max_new_tokens", 7],
+    "CORS_ORIGINS": [
+        "a.example",
+        "https://a.example/",
+        "https://a b",
+        "null",
+        "https://*.x.org",
+        7,
+    ],
     "DETACH": ["", "2", "maybe", 7],
     "MAX_BODY": ["", "0", "-1", "1.5", "1e3", "1_000", "x", "٣", True, 0, 1.5, "1" * 13],
     "MAX_STREAMS": ["", "0", "-1", "x", False],
+    "MAX_STREAMS_PER_OWNER": ["-1", "x", "1.5", "10001", True],
     "BUS_PREFIX": ["", " ", "a b", "a/b", "a*", "{x}", "žluť", "x" * 65, "x\n", 7],
     "BUS_TTL": ["", "0", "-1", "off", "nan", "inf", "2.9", 2, "604801", True],
     "PING_INTERVAL": ["", "0", "-1", "nan", "inf", "x", "604801", True, [], 10**400],
@@ -226,6 +275,59 @@ def test_a_wrong_key_is_named_and_not_shown(key: str, value: Any) -> None:
     assert "ecret" not in str(caught.value)
     assert "sec" not in str(caught.value)
     assert "12345" not in str(caught.value)
+
+
+BAD_TOKENS = [
+    ",",
+    " , ,",
+    "žluť-secret",
+    "a:b:secret",
+    ":secret",
+    "a b:",
+    "a/b:secret",
+    "x" * 65 + ":secret",
+]
+
+
+@pytest.mark.parametrize("key", ["TOKENS", "ADMIN_TOKENS"])
+@pytest.mark.parametrize(
+    "value", [*BAD_TOKENS, "a:secret,b:secret", "secret,a:secret", 7, ["secret"]]
+)
+def test_wrong_tokens_are_named_and_not_shown(key: str, value: Any) -> None:
+    """What no header can carry, what is no owner, and a token of two owners."""
+    with pytest.raises(ConfigError, match=rf"^CHATSTREAM_{key} must be tokens") as caught:
+        Settings.load({f"CHATSTREAM_{key}": value}, {})
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(caught.value.__cause__)
+
+
+def test_repr_hides_the_tokens() -> None:
+    """As it does the key."""
+    settings = Settings.load({}, {"CHATSTREAM_TOKENS": "ann:sec", "CHATSTREAM_ADMIN_TOKENS": "ret"})
+    assert settings.tokens[0].secret + settings.admin_tokens[0].secret == "secret"
+    assert not re.search("'sec'|'ret'|ann", f"{settings!r}{settings}")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"MODEL": "a", "ALLOWED_MODELS": "b,c"}, "CHATSTREAM_MODEL must be one of"),
+        ({"ALLOWED_MODELS": []}, "CHATSTREAM_MODEL must be one of"),
+        ({"TOKENS": "a:x", "ADMIN_TOKENS": "b:x"}, "must not be both in CHATSTREAM_TOKENS"),
+        ({"TOKENS": "x", "ADMIN_TOKENS": "x"}, "must not be both in CHATSTREAM_TOKENS"),
+    ],
+)
+def test_settings_that_contradict_each_other(config: dict[str, Any], words: str) -> None:
+    """Each good, but not together: a fault as any, also where all are looked for."""
+    named = {f"CHATSTREAM_{key}": value for key, value in config.items()}
+    with pytest.raises(ConfigError, match=words):
+        Settings.load(named, {})
+    assert [words in fault for fault in Settings.survey(named, {})[1]] == [True]
+
+
+def test_an_owner_may_have_tokens_of_both_kinds() -> None:
+    """A plain one for every day, and another as an admin."""
+    Settings.load({"CHATSTREAM_TOKENS": "ann:x", "CHATSTREAM_ADMIN_TOKENS": "ann:y"}, {})
 
 
 def test_a_password_in_the_address_is_refused_and_not_shown() -> None:

@@ -16,6 +16,7 @@ from chatstream.errors import (
     Unconfirmed,
     UpstreamError,
     conflict,
+    too_many,
 )
 
 
@@ -35,6 +36,13 @@ def test_our_end_is_no_failure() -> None:
     [
         (Refused("x"), "bad_request", 400, "service_error", None),
         (Refused("x", code="conflict", status=409), "conflict", 409, "service_error", None),
+        (
+            Refused("x", code="too_many_streams", status=429, retry_after="1"),
+            "too_many_streams",
+            429,
+            "service_error",
+            "1",
+        ),
         (Busy("x"), "busy", 503, "service_error", "1"),
         (Ended("x", code="deadline", status=504), "deadline", 504, "service_error", None),
         (UpstreamError("x"), "upstream_error", 502, "upstream_error", None),
@@ -80,3 +88,11 @@ def test_a_conflict_says_what_is_taken() -> None:
         assert (refusal.code, refusal.status) == ("conflict", 409)
     assert stream.message == "A stream with this streamId is live."
     assert session.message == "This session has a live stream. Cancel it first."
+
+
+@pytest.mark.parametrize(("limit", "answers"), [(1, "1 answer"), (2, "2 answers")])
+def test_too_many_says_what_to_do(limit: int, answers: str) -> None:
+    """How many there are, and that one has to end."""
+    error = too_many(limit)
+    assert str(error) == f"You have {answers} running. Stop one of them first, or wait."
+    assert (error.code, error.status, error.retry_after) == ("too_many_streams", 429, "1")

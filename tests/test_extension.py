@@ -42,7 +42,7 @@ from chatstream.bus.base import Action, Answer, Bus, Claim, Enquiry, Name, Page,
 from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
 from chatstream.config import Settings
-from chatstream.errors import RequestTimeout, conflict
+from chatstream.errors import RequestTimeout, conflict, too_many
 from chatstream.simulator import Simulator
 from chatstream.slots import Slots
 from tests.conftest import eventually
@@ -1054,6 +1054,106 @@ def test_sessions_that_cannot_be_found_out(service: MakeService, error: Exceptio
     others(us).workers = error
     with pytest.raises(BusUnavailable):
         us.sessions()
+
+
+@pytest.mark.usefixtures("provider")
+def test_a_limit_goes_to_the_bus(service: MakeService) -> None:
+    """It counts over all workers; a refusal leaves nothing, and no slot is held."""
+    us = service(max_streams=4, max_streams_per_owner=3)
+    bus = others(us)
+    stream = us.open(PAYLOAD)
+    bus.early = too_many(3)
+    with pytest.raises(Refused):
+        us.open(PAYLOAD)
+    assert bus.limits == [3, 3]
+    assert len(us.registry) == 1
+    us.reconfigure(Settings(max_streams=4))
+    bus = others(us)
+    us.open(PAYLOAD).close()
+    assert bus.limits == [None]
+    stream.close()
+
+
+@pytest.mark.usefixtures("provider")
+def test_a_bus_that_breaks_refuses_nobody(service: MakeService) -> None:
+    """With a limit neither."""
+    us = service(max_streams=4, max_streams_per_owner=1)
+    others(us).early = OSError("broken")
+    stream = us.open(PAYLOAD)
+    assert not stream.stream.ended
+    stream.close()
+
+
+@pytest.mark.usefixtures("provider")
+def test_all_of_an_owner_are_stopped(service: MakeService) -> None:
+    """What is named has been stopped by this: neither others' streams nor what had ended."""
+    us = service(max_streams=5)
+    bus = others(us)
+    bus.workers = [Worker("there", 1, "host")]
+    opened = [
+        us.open(PAYLOAD, session_id=f"s-{n}", stream_id=f"t-{n}", owner=owner)
+        for n, owner in enumerate(["me", "you", "me", "me"])
+    ]
+    opened[2].stream.abort(Cause.DEADLINE)
+    here, there = us.cancel_all("me").workers
+    assert [live.name for live in here.streams] == [("me", "s-0", "t-0"), ("me", "s-3", "t-3")]
+    assert (here.answered, there.answered, there.streams) == (True, False, [])
+    causes = [each.stream.cause for each in opened]
+    assert causes == [Cause.CANCEL, None, Cause.DEADLINE, Cause.CANCEL]
+    assert [live.name.owner for live in us.cancel_all(None).workers[0].streams] == ["you"]
+    for each in opened:
+        each.close()
+
+
+@pytest.mark.usefixtures("provider")
+@pytest.mark.parametrize("error", [BusUnavailable(), OSError("broken")])
+def test_without_the_others_ones_own_are_stopped(service: MakeService, error: Exception) -> None:
+    """Before it is said that the others cannot be reached."""
+    us = service(max_streams=4)
+    bus = others(us)
+    bus.workers = error
+    stream = us.open(PAYLOAD)
+    with pytest.raises(BusUnavailable):
+        us.cancel_all("")
+    assert stream.stream.cause is Cause.CANCEL
+    with pytest.raises(BusUnavailable):
+        us.check_bus()
+    bus.workers = []
+    us.check_bus()
+    stream.close()
+
+
+@pytest.mark.usefixtures("provider")
+def test_what_began_after_the_request_is_not_meant(service: MakeService) -> None:
+    """A stop of all that is read late: as for any other request."""
+    us = service(max_streams=4)
+    old = us.open(PAYLOAD)
+    between = time.monotonic()
+    new = us.open(PAYLOAD)
+    stopped = [*us._lives(Enquiry(stop=True, before=between))]
+    assert [live.number for live in stopped] == [old.stream.number]
+    assert not new.stream.ended
+    assert [live.number for live in us._lives(Enquiry())] == [new.stream.number]
+    old.close()
+    new.close()
+
+
+def test_what_was_stopped_is_shown_as_it_was(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """Its phase and its events."""
+    provider.replace(responses.POST, URL, body=EVENT, content_type="text/event-stream")
+    us = service(max_streams=4)
+    stream = us.open(PAYLOAD)
+    assert next(stream) == EVENT
+    (live,) = us._lives(Enquiry(stop=True))
+    assert (live.phase, live.events) == ("sending", 1)
+    stream.close()
+
+
+def test_one_process_alone_reaches_all_there_are(service: MakeService) -> None:
+    """It is its own bus."""
+    service(max_streams=4, bus="local").check_bus()
 
 
 FORKED = """

@@ -463,6 +463,46 @@ def test_a_head_of_the_list(drop: MakeDrop, answers: responses.RequestsMock) -> 
     assert (response.status_code, response.data) == (200, b"")
 
 
+def test_models_that_may_not_be_asked_are_not_listed(
+    drop: MakeDrop, provider: responses.RequestsMock
+) -> None:
+    """The rest is as the provider has it, in its order and with all that it says of each."""
+    models = [{"id": name, "owned_by": "ž", "n": [1.5, None]} for name in ("c", "b", "a", "bb")]
+    whole = {"object": "list", "data": models, "has_more": False}
+    provider.get(MODELS_URL, json=whole)
+    us = drop(MODEL="a", ALLOWED_MODELS="a,b,d")
+    response = us.models()
+    assert response.json == {**whole, "data": models[1:3]}
+    assert (response.status_code, response.content_type) == (200, "application/json")
+    assert response.headers["Cache-Control"] == "no-store"
+    head = us.models("HEAD")
+    assert (head.status_code, head.data) == (200, b"")
+
+
+ODD = [
+    "[]",
+    "7",
+    "null",
+    "{}",
+    '{"data": {"id": 7}}',
+    '{"data": [7]}',
+    '{"data": [{}]}',
+    "{",
+    '"data"',
+]
+
+
+@pytest.mark.parametrize("body", [*ODD, "[" * 200_000], ids=lambda text: text[:16])
+def test_a_list_that_cannot_be_told_from_what_is_allowed(
+    drop: MakeDrop, provider: responses.RequestsMock, body: str
+) -> None:
+    """Of another form: nothing of it is shown, and it is no fault of ours."""
+    provider.get(MODELS_URL, body=body, content_type="application/json")
+    us = drop(MODEL="a", ALLOWED_MODELS="a")
+    assert_refused(us.models(), 502, "upstream_not_json")
+    assert drop().models().text == body
+
+
 NO_LISTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "key": ({"status": 403}, 502, "upstream_auth"),
     "rate": ({"status": 429, "headers": {"Retry-After": "7"}}, 429, "upstream_rate_limited"),

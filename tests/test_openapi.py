@@ -24,6 +24,7 @@ from chatstream import ChatStream, Service, errors, openapi, page, reading
 from chatstream.errors import BusUnavailable, Unconfirmed
 from chatstream.outcome import Cause
 from chatstream.simulator import Simulator
+from chatstream.tokens import CHALLENGE
 from tests.test_views import OtherWorkers
 
 URL = "https://provider.test/v1/chat/completions"
@@ -92,6 +93,46 @@ def test_it_has_the_routes_and_no_others() -> None:
     named = {re.sub(r"<[^>]*>", "{sessionId}", rule) for rule in rules}
     others = {f"{PREFIX}/{name}" for name in ("cancel", *page.MODULE)}
     assert named - others == set(DOCUMENT["paths"])
+
+
+# Where the service asks for a token
+
+TOKENS = {"TOKENS": "ann:t-1"}
+CLOSED = openapi.document(
+    PREFIX, max_body=500, openai_prefix="/v1", health="/", challenge=CHALLENGE
+)
+
+
+def test_a_token_that_is_asked_for_is_in_it() -> None:
+    """By the specification's rules; not where there is none, or an app's `identify`."""
+    openapi_spec_validator.validate(CLOSED)
+    assert served(app(**TOKENS).test_client()) == CLOSED
+    assert (
+        served(app().test_client()) == served(app(identify=lambda: "x").test_client()) == DOCUMENT
+    )
+    assert not {"security", "securitySchemes"} & {*DOCUMENT, *DOCUMENT["components"]}
+    assert CLOSED["components"]["securitySchemes"] == {
+        "token": {"type": "http", "scheme": "bearer"}
+    }
+
+
+def test_which_routes_ask_for_a_token() -> None:
+    """Those, and no others, refuse who has none; with the header that the document has."""
+    client = app(**TOKENS).test_client()
+    asking = set()
+    for path, operations in CLOSED["paths"].items():
+        for method, operation in operations.items():
+            response = client.open(path.format(sessionId="s-1"), method=method.upper())
+            if operation.get("security", CLOSED["security"]):
+                asking.add((path, method))
+                assert response.status_code == 401
+                assert_as_documented(operation, response)
+                assert response.headers["WWW-Authenticate"] == CHALLENGE
+            else:
+                assert response.status_code in (200, 204)
+    posts = (STREAM, f"{PREFIX}/cancel/{{sessionId}}", f"{PREFIX}/cancel-all", COMPLETIONS)
+    reads = {(path, way) for path in (f"{PREFIX}/sessions", MODELS) for way in ("get", "head")}
+    assert asking == {(path, "post") for path in posts} | reads
 
 
 # It is served
@@ -239,6 +280,13 @@ def beside_another(stream_id: str, session_id: str = "s-1", **settings: Any) -> 
     return scene
 
 
+def as_one_of_two(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
+    """A good request of an owner who may have one stream, and has it in another session."""
+    host, request = posted(MAX_STREAMS_PER_OWNER=1)(provider)
+    service_of(host).open(b"", session_id="s-2")
+    return host, request
+
+
 def unsure(error: Exception) -> Scene:
     def scene(provider: responses.RequestsMock) -> tuple[flask.Flask, dict[str, Any]]:
         host, request = posted()(provider)
@@ -274,12 +322,14 @@ REFUSALS: dict[tuple[int, str], Scene] = {
     (400, "bad_json"): posted(b"{"),
     (400, "bad_messages"): posted({}),
     (400, "bad_id"): posted({**CHAT, "sessionId": "a b"}),
+    (400, "bad_number"): posted({**CHAT, "max_tokens": "many"}, MAX_TOKENS=7),
+    (400, "model_not_allowed"): posted({**CHAT, "model": "dear"}, ALLOWED_MODELS="deepseek-chat"),
     (400, "upstream_rejected"): answered(status=422, json={"error": {"message": "No."}}),
     (401, "unauthenticated"): posted(identify=lambda: None),
     (409, "conflict"): beside_another("t"),
     (413, "too_large"): posted(b" " * 501),
     (415, "unsupported_media_type"): as_text,
-    (429, "too_many_streams"): beside_another("u", "s-2", MAX_STREAMS_PER_OWNER=1),
+    (429, "too_many_streams"): as_one_of_two,
     (429, "upstream_rate_limited"): answered(status=429, headers={"Retry-After": "7"}),
     (502, "upstream_connect"): answered(body=requests.ConnectTimeout("x")),
     (502, "upstream_unreachable"): answered(body=requests.ConnectionError("x")),

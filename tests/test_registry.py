@@ -413,3 +413,22 @@ def test_who_was_not_walked_frees_no_thread() -> None:
     registry.remove(detached)
     with pytest.raises(Busy):
         registry.walk(next_one)
+
+
+def test_who_wants_to_know_is_told_of_each_slot(registry: Registry) -> None:
+    """When one is taken or freed, and not under the lock: it may look at the registry."""
+    held: list[int] = []
+    registry.on_change = lambda: held.append(len(registry.held()))
+    first, second = live("a"), live("b")
+    registry.add(first)
+    registry.add(second)
+    registry.enter(first)
+    registry.remove(first)
+    assert held == [1, 2]  # the first has a holder left
+    registry.leave(first)
+    registry.remove(second)
+    assert held == [1, 2, 1, 0]
+    registry.slots = Slots(0, 0)
+    with pytest.raises(Busy):
+        registry.add(first)
+    assert held == [1, 2, 1, 0]

@@ -370,6 +370,48 @@ def test_what_the_provider_is_sent(provider: MakeProvider, upstream: MakeUpstrea
     assert "cookie" not in request.headers
 
 
+@pytest.mark.parametrize("key", [KEY, ""])
+def test_a_stream_may_have_headers_of_its_own(
+    provider: MakeProvider, upstream: MakeUpstream, key: str
+) -> None:
+    """They are this call's only, and none of them takes the place of one of ours."""
+    there = provider(always_says(WHOLE))
+    us = upstream(there.url, api_key=key)
+    stream = Stream("s", "t")
+    ours = {
+        "AUTHORIZATION": "Bearer evil",
+        "Content-Type": "text/evil",
+        "content-length": "1",
+        "Content-Encoding": "evil",
+        "Accept": "evil/*",
+        "accept-encoding": "evil",
+        "Accept-Language": "evil",
+        "Host": "evil.test",
+        "User-Agent": "evil",
+        "Transfer-Encoding": "evil",
+        "Connection": "evil",
+        "Cookie": "evil",
+        "Proxy-Authorization": "evil",
+    }
+    stream.headers = {"traceparent": "00-1-2-01", "X-Tenant": "7", **ours}
+    whole_call(us, stream)
+    whole_call(us)
+    first, second = there.requests
+    assert (first.headers.pop("traceparent"), first.headers.pop("x-tenant")) == ("00-1-2-01", "7")
+    assert first == second
+    assert "evil" not in str(first)
+
+
+def test_a_header_that_would_be_two_is_none(provider: MakeProvider, upstream: MakeUpstream) -> None:
+    """A line's end in a value: nothing is sent, and the stream fails as any that cannot be."""
+    there = provider(always_says(WHOLE))
+    stream = Stream("s", "t")
+    stream.headers = {"X-Tenant": "7\r\nAuthorization: evil"}
+    with pytest.raises(UpstreamError):
+        upstream(there.url).open(PAYLOAD, stream)
+    assert there.requests == []
+
+
 @pytest.mark.parametrize(("key", "sent"), [(KEY, f"Bearer {KEY}"), ("", None)])
 def test_a_netrc_does_not_replace_the_key(
     provider: MakeProvider,

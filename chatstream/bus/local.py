@@ -23,16 +23,19 @@ from chatstream.bus.base import (
     Request,
     Worker,
 )
+from chatstream.bus.places import Places
+from chatstream.errors import too_many
 
 
 class LocalBus(Bus):
-    """For a service that is one process; `Registry` has its conflicts and limits. Never blocks."""
+    """For a service that is one process; `Registry` has its conflicts. Never blocks."""
 
     name = "local"
 
     def __init__(self, receive: Receive, lives: Lives | None = None) -> None:
         super().__init__(receive, lives)
-        self._lock = native.allocate_lock()  # guards the three below
+        self._lock = native.allocate_lock()  # guards the four below
+        self._places = Places(self._session_is_live)
         self._claimed: Counter[Name] = Counter()
         self._early = _Recent()  # cancels that came before their stream
         self._gone = _Recent()  # streams that have been: a cancel for them is late, not early
@@ -42,6 +45,8 @@ class LocalBus(Bus):
 
     def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         with self._lock:
+            if limit and not self._places.take(claim, limit) and self._is_live(claim):
+                raise too_many(limit)
             self._claimed[claim.name] += 1
             return self._early.pop(claim.name)
 
@@ -51,6 +56,8 @@ class LocalBus(Bus):
             if self._claimed[claim.name] <= 0:
                 del self._claimed[claim.name]
             self._gone.add(claim.name)
+            if self._places:
+                self._places.leave(claim)
 
     def _cancel_elsewhere(self, request: Request) -> bool:
         if request.session_id is None or request.stream_id is None:

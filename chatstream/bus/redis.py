@@ -72,6 +72,7 @@ from chatstream.bus.base import (
     digest,
     encode,
 )
+from chatstream.bus.places import Places
 from chatstream.errors import BusUnavailable, ConfigError, Unconfirmed, conflict, too_many
 
 log = logging.getLogger("chatstream")
@@ -224,7 +225,8 @@ class RedisBus(Bus):
         self._find_script = self._commands.register_script(scripts.FIND)
         self._put_back_script = self._commands.register_script(scripts.PUT_BACK)
         self._since_script = self._commands.register_script(scripts.SINCE)
-        self._lock = threading.Lock()  # guards the four below
+        self._lock = threading.Lock()  # guards the five below
+        self._places = Places(self._session_is_live)  # for when Redis cannot be asked
         # What has to be in Redis, and what is in its way; None while `claim` itself sees to it.
         self._claims: dict[Claim, bytes | None] = {}
         self._exchanges: dict[str, _Exchange] = {}  # by request
@@ -258,15 +260,21 @@ class RedisBus(Bus):
         self._is_up()
         with self._lock:
             self._claims[claim] = None if self._up else b""
-            if not self._up:
-                return False  # it is registered when Redis is back
+            up = self._up
+        early = self._claim_there(claim, reject) if up else None
+        if limit:
+            self._take_place(claim, limit, counted=early is not None)
+        return bool(early)
+
+    def _claim_there(self, claim: Claim, reject: bool) -> bool | None:
+        """`claim`, where Redis is there. None if it is not any more: it is left to the listener."""
         since = self._since
         try:
             early = self._claim(claim, reject)
         except _FAULTS as error:
             self._leave_to_the_listener(claim)
             self._lost(error)
-            return False
+            return None
         except BaseException:
             with self._lock:
                 self._claims.pop(claim, None)
@@ -275,6 +283,20 @@ class RedisBus(Bus):
         if self._since != since:  # the server lost its data meanwhile
             self._refreshed = 0.0
         return early
+
+    def _take_place(self, claim: Claim, limit: int, *, counted: bool) -> None:
+        """Notes the place that a claim has in Redis, or counts those of this process.
+
+        Raises:
+            Refused: They are as many as may be.
+        """
+        with self._lock:
+            if counted:
+                self._places.note(claim)
+            taken = counted or self._places.take(claim, limit)
+        if not taken and self._is_live(claim):
+            self.release(claim)
+            raise too_many(limit)
 
     def _leave_to_the_listener(self, claim: Claim) -> None:
         """From now on the listener keeps the claim in Redis, unless it was released meanwhile."""
@@ -286,6 +308,8 @@ class RedisBus(Bus):
         with self._lock:
             self._claims.pop(claim, None)
             self._exchanges.pop(_contest_id(claim), None)
+            if self._places:
+                self._places.leave(claim)
             if not self._up:
                 return
         try:

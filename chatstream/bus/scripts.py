@@ -108,9 +108,7 @@ return 1
 """
 )
 
-RELEASE = (
-    _STATE
-    + """
+RELEASE = """
 -- KEYS session stream early, places if they are counted
 -- ARGV session-value stream-value remember name gone-value, place if they are
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
@@ -118,12 +116,10 @@ if redis.call('GET', KEYS[2]) == ARGV[2] then redis.call('SET', KEYS[2], ARGV[5]
 redis.call('ZREM', KEYS[3], ARGV[4])
 local place = KEYS[4] and redis.call('HGET', KEYS[4], ARGV[6])
 if place then
-  local worker, number = parse(place)
-  local my_worker, my_number = parse(ARGV[1])
-  if worker == my_worker and number == my_number then redis.call('HDEL', KEYS[4], ARGV[6]) end
+  local mine = string.match(ARGV[1], '^%S+ %d+ ')
+  if string.sub(place, 1, #mine) == mine then redis.call('HDEL', KEYS[4], ARGV[6]) end
 end
 """
-)
 
 FIND = (
     _STATE

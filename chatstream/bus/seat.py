@@ -28,7 +28,7 @@ from chatstream.bus.base import (
 )
 from chatstream.bus.directory import NAMES, Directory
 from chatstream.bus.early import EarlyCancels
-from chatstream.bus.places import part_of
+from chatstream.bus.locked_places import part_of
 from chatstream.bus.record_locks import RecordLocks
 from chatstream.errors import Unconfirmed, out_of_descriptors
 from chatstream.loop import Loop

@@ -48,7 +48,7 @@ from chatstream.bus.base import (
     encode,
 )
 from chatstream.bus.directory import VisitedDirectory
-from chatstream.bus.places import Places, holders
+from chatstream.bus.locked_places import LockedPlaces, holders
 from chatstream.bus.seat import Seat, Visit
 from chatstream.errors import (
     BusUnavailable,
@@ -111,7 +111,7 @@ class UnixBus(Bus):
         self._claims: set[Claim] = set()
         self._held: dict[int, set[Claim]] = {}
         self._gone: dict[Claim, float] = {}  # until when, oldest first
-        self._places = Places()
+        self._places = LockedPlaces(self._session_is_live)
 
     def start(self) -> None:
         self._run_soon = native.runner()
@@ -134,24 +134,33 @@ class UnixBus(Bus):
         with self._lock:
             self._claims.add(claim)
         try:
-            seat = self._seated()
-            if seat is None:
-                return False
-            superseded = False
-            if not self._take_free(seat, claim):
-                if limit and not reject:
-                    self._take_spare(claim)
-                superseded = self._take_names(seat, claim, reject)
-            if limit:
-                self._take_place(seat, claim, limit, superseded)
-            return seat.early.pop(claim.name)
+            return self._claim(claim, reject, limit)
         except StreamError:
             with self._lock:
                 stream, name, session = _bytes_of_claim(claim)
                 self._drop(claim, [stream, name, *session])
-                self._leave_place(claim)
+                self._places.leave(claim, refused=True)
                 self._claims.discard(claim)
             raise
+
+    def _claim(self, claim: Claim, reject: bool, limit: int | None) -> bool:
+        try:
+            seat = self._seated()
+            if seat is not None:
+                self._take_all(seat, claim, reject, limit)
+                return seat.early.pop(claim.name)
+        except OSError:  # it is broken: the stream need not be, but what is here is still counted
+            self._count(claim, limit)
+            raise
+        self._count(claim, limit)
+        return False
+
+    def _count(self, claim: Claim, limit: int | None) -> None:
+        """Counts what is in this process. Raises Refused."""
+        with self._lock:
+            taken = not limit or self._places.take(claim, limit)
+        if not taken and self._is_live(claim):
+            raise too_many(limit or 0)
 
     def release(self, claim: Claim) -> None:
         now = monotonic()
@@ -160,7 +169,7 @@ class UnixBus(Bus):
             stream, _, session = _bytes_of_claim(claim)
             self._drop(claim, [stream, *session])
             if self._places:
-                self._leave_place(claim, needed=self._session_is_live(*claim.name[:2]))
+                self._places.leave(claim)
             self._gone[claim] = now + REMEMBER
             for gone, until in list(itertools.islice(self._gone.items(), 2)):
                 if until <= now or len(self._gone) > _GONE:
@@ -251,7 +260,7 @@ class UnixBus(Bus):
                     self._try(seat, stream, claim)
                     self._try(seat, name, claim)
                     any(not self._try(seat, byte, claim) for byte in session)  # the first free one
-                self._places.take_again(seat.places)
+                self._places.move(seat.places)
         except OSError as error:
             if not self._away:
                 self._away = True
@@ -301,53 +310,42 @@ class UnixBus(Bus):
     # The places of owners
 
     def _take_place(self, seat: Visit, claim: Claim, limit: int, superseded: bool) -> None:
-        """Gives a claim's session a place; has others give theirs up that need them no more.
+        """Gives a claim's session a place; others give theirs up for it that need them no more.
 
         Raises:
             Refused: All are taken by live streams.
         """
-        if self._try_place(claim, limit):
+        if not self._is_live(claim) or self._try_place(claim, limit, superseded):
             return
-        if superseded and self._keep_spare(claim):
-            return  # the place that it freed has been taken, or its worker hangs
-        self._ask_to_vacate(seat, claim.name.owner)
+        owner, deadline = claim.name.owner, monotonic() + PATIENCE
+        for pid in holders(seat.places(owner), owner):
+            with contextlib.suppress(Unconfirmed):  # it hangs: what it has counts
+                seat.ask(pid, Request(Action.VACATE, owner), deadline)
         if not self._try_place(claim, limit) and self._is_live(claim):
             raise too_many(limit)
 
-    def _try_place(self, claim: Claim, limit: int) -> bool:
-        owner = claim.name.owner
+    def _try_place(self, claim: Claim, limit: int, superseded: bool = False) -> bool:
+        """Whether the session has a place now; after it has superseded a stream, a spare one."""
         with self._lock:
-            if self._seat is None or self._places.take(self._seat.places(owner), claim, limit):
+            if self._places.take_everywhere(claim, limit):
                 return True
-            return self._vacate(owner) and self._places.take(self._seat.places(owner), claim, limit)
-
-    def _take_spare(self, claim: Claim) -> None:
-        with self._lock:
-            if self._seat is not None:
-                self._places.take_spare(self._seat.places(claim.name.owner), claim)
-
-    def _keep_spare(self, claim: Claim) -> bool:
-        with self._lock:
-            return self._places.settle(claim)
-
-    def _ask_to_vacate(self, seat: Visit, owner: str) -> None:
-        """Asks all workers that have places of an owner. Of one that hangs, all are live."""
-        deadline = monotonic() + PATIENCE
-        for pid in holders(seat.places(owner), owner):
-            with contextlib.suppress(Unconfirmed):
-                seat.ask(pid, Request(Action.VACATE, owner), deadline)
-
-    def _vacate(self, owner: str) -> bool:
-        """Gives up the places of streams that have ended. Under the lock."""
-        locks = self._seat.places(owner) if self._seat is not None else None
-        return self._places.vacate(locks, owner, self._session_is_live)
-
-    def _leave_place(self, claim: Claim, *, needed: bool = False) -> None:
-        """Under the lock."""
-        locks = self._seat.places(claim.name.owner) if self._seat is not None else None
-        self._places.leave(locks, claim, needed=needed)
+            if superseded and self._places.settle(claim):
+                return True  # the place that it freed has been taken, or its worker hangs
+            vacated = self._places.vacate(claim.name.owner)
+            return vacated and self._places.take_everywhere(claim, limit)
 
     # The bytes
+
+    def _take_all(self, seat: Visit, claim: Claim, reject: bool, limit: int | None) -> None:
+        """Takes a claim's bytes, and a place if there is a limit."""
+        superseded = False
+        if not self._take_free(seat, claim):
+            if limit and not reject:
+                with self._lock:
+                    self._places.take_spare(claim)
+            superseded = self._take_names(seat, claim, reject)
+        if limit:
+            self._take_place(seat, claim, limit, superseded)
 
     def _take_free(self, seat: Visit, claim: Claim) -> bool:
         """Takes a claim's bytes. Whether no other worker had one: else there is somebody to ask."""
@@ -485,7 +483,7 @@ class UnixBus(Bus):
             return self._receive(request)
         if request.action is Action.VACATE:
             with self._lock:
-                self._vacate(request.owner)
+                self._places.vacate(request.owner)
             return Answer.ABSENT
         # Only what holds the name is asked for: a stream that is still claiming it will ask whoever
         # gets it next. So of streams that begin at once the last to hold it is the one that stays.
@@ -501,7 +499,7 @@ class UnixBus(Bus):
             for claim in claims:
                 self._drop(claim, _bytes_of(request))
             if self._places:
-                self._vacate(request.owner)
+                self._places.vacate(request.owner)
         return Answer.STOPPED if Answer.STOPPED in answers else Answer.ABSENT
 
     def _log(self, words: str) -> None:

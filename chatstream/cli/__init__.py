@@ -99,23 +99,30 @@ def sessions(ctx: click.Context, owner: str | None, as_json: bool) -> None:
 
 
 @group.command("cancel")
-@click.argument("session")
+@click.argument("session", required=False)
 @click.option("--stream", metavar="ID", help="Only this stream of the session.")
+@click.option("--all", "everything", is_flag=True, help="All that lives, in the place of SESSION.")
 @_OWNER
 @click.pass_context
-def cancel(ctx: click.Context, session: str, stream: str | None, owner: str | None) -> None:
-    """Stops a session's stream, in whichever worker it is.
+def cancel(
+    ctx: click.Context, session: str | None, stream: str | None, everything: bool, owner: str | None
+) -> None:
+    """Stops a session's stream, in whichever worker it is; or all that live.
 
     Exits with 1 where there is no such session, with 2 where that cannot be found out.
     """
-    from chatstream.cli.sessions import stop
+    from chatstream.cli.sessions import stop, stop_all
     from chatstream.cli.terminal import Terminal
 
+    if everything is (session is not None) or (everything and stream is not None):
+        raise click.UsageError("Name a SESSION, and a --stream of it if you like; or say --all.")
     service = _service(ctx)
+    app = (service.settings, service.name, Terminal())
     with _quiet():
-        code = stop(
-            service.settings, service.name, Terminal(), session, stream_id=stream, owner=owner
-        )
+        if session is None:
+            code = stop_all(*app, owner=owner)
+        else:
+            code = stop(*app, session, stream_id=stream, owner=owner)
     ctx.exit(code)
 
 

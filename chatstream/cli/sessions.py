@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from chatstream import bus
-from chatstream.bus.base import MOST, Bus, Found, Live, Worker
+from chatstream.bus.base import MOST, Bus, Found, Listing, Live, Worker
 from chatstream.bus.directory import default_base, living
 from chatstream.cli.terminal import Terminal
 from chatstream.config import Settings
@@ -73,7 +73,7 @@ def show(
     Returns:
         The exit code: 0 or `UNSURE`.
     """
-    with _answered_in_words(terminal), _sight(settings, app, owner) as sight:
+    with _answered_in_words(terminal), _sight(settings, app, _list_of(owner)) as sight:
         if as_json:
             terminal.line(json.dumps(_facts(sight)))
         elif sight.streams or not terminal.interactive:
@@ -107,7 +107,7 @@ def stop(
     Returns:
         The exit code: 0 when the provider has been told, `UNKNOWN` or `UNSURE`.
     """
-    with _answered_in_words(terminal), _sight(settings, app, owner) as sight:
+    with _answered_in_words(terminal), _sight(settings, app, _list_of(owner)) as sight:
         found = [
             each
             for each in sight.streams
@@ -119,11 +119,45 @@ def stop(
             terminal.table(COLUMNS, [_row(each) for each in found])
             return UNKNOWN
         stopped = [each for each in found if each.bus.cancel(*_names(each))]
-        for each in stopped:
-            name = each.live.name
-            terminal.line(f"stopped: session {name.session_id}, stream {name.stream_id}")
+        _say_stopped(stopped, terminal)
         return 0 if stopped else _not_found(sight, terminal, session_id, stream_id, owner)
     return UNSURE
+
+
+def stop_all(settings: Settings, app: str, terminal: Terminal, *, owner: str | None) -> int:
+    """`cancel --all`: all that lives is aborted, cause CANCEL.
+
+    Args:
+        settings: The app's.
+        app: Its name on the bus.
+        terminal: Where the answer goes.
+        owner: Whose; None for everybody's.
+
+    Returns:
+        The exit code: 0 when nothing of it lives any more, also where nothing did; or `UNSURE`.
+    """
+    with _answered_in_words(terminal), _sight(settings, app, _end_of(owner)) as sight:
+        _say_stopped(sight.streams, terminal)
+        if not sight.silent:
+            terminal.complain(f"{len(sight.streams)} stopped.")
+            return 0
+        _complain_of(sight, terminal)
+        terminal.complain("What lives there ends when it does.")
+    return UNSURE
+
+
+def _say_stopped(streams: list[Sighting], terminal: Terminal) -> None:
+    for each in streams:
+        name = each.live.name
+        terminal.line(f"stopped: session {name.session_id}, stream {name.stream_id}")
+
+
+def _list_of(owner: str | None) -> Callable[[Bus], Listing]:
+    return lambda visitor: visitor.list(owner)
+
+
+def _end_of(owner: str | None) -> Callable[[Bus], Listing]:
+    return lambda visitor: visitor.cancel_all(owner)
 
 
 def _not_found(
@@ -161,8 +195,13 @@ def _answered_in_words(terminal: Terminal) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sight(settings: Settings, app: str, owner: str | None) -> Iterator[Sight]:
+def _sight(settings: Settings, app: str, ask: Callable[[Bus], Listing]) -> Iterator[Sight]:
     """Looks into all services of the app.
+
+    Args:
+        settings: The app's.
+        app: Its name on the bus.
+        ask: What each service is asked.
 
     Raises:
         NotFound: There is none.
@@ -179,7 +218,7 @@ def _sight(settings: Settings, app: str, owner: str | None) -> Iterator[Sight]:
         for visitor in sight.buses:
             stack.callback(visitor.close)
         for visitor in sight.buses:
-            listing = visitor.list(owner)
+            listing = ask(visitor)
             sight = sight._replace(cut=sight.cut or listing.cut)
             for found in listing.workers:
                 sight.workers.append(found)

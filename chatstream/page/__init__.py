@@ -7,20 +7,21 @@ prefix, for whoever builds a page of their own; the page's own files only where 
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
 from string import Template
 from time import monotonic_ns
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Response, request
+from flask import Response, current_app, request
 from flask.blueprints import BlueprintSetupState
 
 from chatstream.answering import add_routes, as_json, other_method, refuse
@@ -33,6 +34,7 @@ MODULE = ("chatstream.js", "chatstream.d.ts")
 
 PAGE = (
     "page.js",
+    "access.js",
     "answer.js",
     "conversation.js",
     "failures.js",
@@ -100,36 +102,54 @@ def routes(settings: Settings) -> Callable[[BlueprintSetupState], None]:
     """What enters the routes of what is on. The files are read here, once."""
     prefix = settings.url_prefix
     entries: list[tuple[str, str, Callable[..., Any]]] = [
-        (f"{prefix}/{name}", name.replace(".", "_"), partial(_serve, _read(name)))
+        (f"{prefix}/{name}", name.replace(".", "_"), _view(_serve, _read(name)))
         for name in MODULE + (PAGE if settings.page else ())
     ]
     if settings.page:
-        page = _page(settings.page, prefix, settings.meter)
-        entries.append((settings.page, "page", partial(_serve, page)))
+        template = _template(settings.page, prefix, settings.meter)
+        page = _read("page.html", template.substitute(csrf=""))
+        entries.append((settings.page, "page", _view(_serve_page, page, template)))
     if settings.meter:
         path = f"{prefix}/meter/<chatstream_anything:stream_id>"
-        entries.append((path, "meter", partial(_meter, settings)))
+        entries.append((path, "meter", _view(_meter, settings)))
     return partial(add_routes, routes=entries)
 
 
-def _read(name: str, **values: str) -> File:
+def _view(function: Callable[..., Any], *given: Any) -> Callable[..., Any]:
+    """A view that is `function` with what is given. With its name: Flask-WTF looks at that."""
+    return update_wrapper(partial(function, *given), function)
+
+
+def _read(name: str, text: str | None = None) -> File:
+    """A file of this folder; with another `text`, if that is given."""
     path = Path(__file__).with_name(name)
-    body = path.read_bytes()
-    if values:
-        body = Template(body.decode()).substitute(values).encode()
+    body = path.read_bytes() if text is None else text.encode()
     headers = {**_HEADERS, **(_PAGE_HEADERS if path.suffix == ".html" else {})}
     modified = datetime.fromtimestamp(int(path.stat().st_mtime), timezone.utc)
     return File(_TYPES[path.suffix], body, modified, headers)
 
 
-def _page(place: str, prefix: str, meter: bool) -> File:
-    """The page at `place`.
+def _template(place: str, prefix: str, meter: bool) -> Template:
+    """The page at `place`; `csrf` is left open.
 
     What it needs is addressed relative to it: so a proxy may take a part of the path away, or a
     host mount the app anywhere, and nobody has to say so.
     """
     base = posixpath.relpath(prefix, posixpath.dirname(place))
-    return _read("page.html", base=base, meter="on" if meter else "off")
+    text = Path(__file__).with_name("page.html").read_text()
+    return Template(Template(text).safe_substitute(base=base, meter="on" if meter else "off"))
+
+
+def _serve_page(page: File, template: Template) -> Response:
+    """The page. Where the app guards its POSTs, with the token that they need."""
+    make_token = current_app.jinja_env.globals.get("csrf_token")  # Flask-WTF puts it there
+    if not callable(make_token) or request.method not in ("GET", "HEAD"):
+        return _serve(page)
+    body = template.substitute(csrf=html.escape(str(make_token())))
+    response = Response(body, content_type=page.content_type, headers=dict(page.headers))
+    response.headers["Cache-Control"] = "no-store"  # the token is one visitor's
+    response.headers["Referrer-Policy"] = "same-origin"  # over HTTPS Flask-WTF looks at it
+    return response
 
 
 def _serve(file: File) -> Response:

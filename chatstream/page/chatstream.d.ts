@@ -93,6 +93,8 @@ export class StreamError extends Error {
   status: number | null;
   /** Seconds to wait before asking again; null if nobody said. */
   retryAfter: number | null;
+  /** How to log in: the refusal's WWW-Authenticate; null where it has none. */
+  challenge: string | null;
   /** The refusal's JSON, or the `error` of the event. */
   detail: unknown;
   cause?: unknown;
@@ -102,6 +104,7 @@ export interface StreamErrorFacts {
   code?: string;
   status?: number | null;
   retryAfter?: number | null;
+  challenge?: string | null;
   detail?: unknown;
   cause?: unknown;
 }

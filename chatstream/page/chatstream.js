@@ -35,15 +35,17 @@ export class StreamError extends Error {
    * @param {string} [facts.code] What went wrong, for programs.
    * @param {number | null} [facts.status] The response's HTTP status; null without a response.
    * @param {number | null} [facts.retryAfter] Seconds to wait before asking again; null if unsaid.
+   * @param {string | null} [facts.challenge] The response's WWW-Authenticate; null without one.
    * @param {unknown} [facts.detail] The service's JSON, or the error event's.
    * @param {unknown} [facts.cause] What fetch threw.
    */
-  constructor(message, { code = "http", status = null, retryAfter = null, detail, cause } = {}) {
+  constructor(message, { code = "http", status = null, retryAfter = null, challenge = null, detail, cause } = {}) {
     super(message, cause === undefined ? undefined : { cause });
     this.name = "StreamError";
     this.code = code;
     this.status = status;
     this.retryAfter = retryAfter;
+    this.challenge = challenge;
     this.detail = detail;
   }
 }
@@ -411,6 +413,7 @@ async function refusal(response) {
     code: text(detail?.reason) || (ok ? "not_stream" : "http"),
     status,
     retryAfter: retryAfter(headers),
+    challenge: headers.get("WWW-Authenticate"),
     detail,
   });
 }

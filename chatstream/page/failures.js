@@ -1,5 +1,7 @@
 /** Errors in words: what happened, and whether and when to try again. */
 
+import { asksForToken } from "./access.js";
+
 /** @typedef {import("./chatstream.d.ts").StreamError} StreamError */
 
 const WORDS = {
@@ -14,8 +16,10 @@ const WORDS = {
   upstream_rate_limited: "The provider has too much to do, and asks for a pause.",
   event_too_large: "The provider sent more at once than this service takes.",
   busy: "This service is busy: every place is taken.",
+  too_many_streams: "You have as many answers running as you may. Stop one of them, or wait for its end.",
   shutting_down: "This service is restarting.",
   unauthenticated: "You are not logged in. Log in, and try again.",
+  model_not_allowed: "This service does not allow that model.",
   conflict: "This chat is being answered in another place. Stop it there, or begin a new chat.",
   unconfirmed: "The answer before could not be ended yet.",
   deadline: "The answer took longer than this service allows.",
@@ -33,6 +37,7 @@ export function inWords(error) {
   if (error.code === "network") {
     return navigator.onLine ? "This service cannot be reached." : "You are offline.";
   }
+  if (asksForToken(error)) return "This service asks for a token.";
   if (Object.hasOwn(WORDS, error.code)) return WORDS[error.code];
   if (error.code === "upstream_rejected") return `The provider did not take it: ${error.message}`;
   if (error.code === "http") return `This service answered with an error (${error.status}).`;

@@ -50,7 +50,7 @@ export class Meter {
     time: document.getElementById("meter-time"),
   };
   #clock = { offset: 0, width: Infinity }; // ms: the service's less ours; of the quickest answer
-  #followed = { streamId: "", over: true, timer: 0 }; // the answer that is shown
+  #followed = { streamId: "", headers: {}, over: true, timer: 0 }; // the answer that is shown
 
   constructor() {
     const options = BEHAVIOURS.map(([label, plan]) => new Option(label, JSON.stringify(plan)));
@@ -71,10 +71,11 @@ export class Meter {
    * Shows an answer's figures, from now until `ended` or the next.
    *
    * @param {string} streamId
+   * @param {Record<string, string>} headers Who asks: those of the question.
    */
-  follow(streamId) {
+  follow(streamId, headers) {
     this.#leave();
-    this.#followed = { streamId, over: false, timer: 0 };
+    this.#followed = { streamId, headers, over: false, timer: 0 };
     for (const cell of Object.values(this.#cells)) cell.textContent = "–";
     this.#connection(undefined);
     void this.#look(this.#followed);
@@ -86,7 +87,7 @@ export class Meter {
   }
 
   async #look(followed) {
-    const figure = await this.#ask(followed.streamId, {});
+    const figure = await this.#ask(followed, {});
     if (followed.over) return;
     if (figure) this.#show(figure);
     followed.timer = setTimeout(() => this.#look(followed), EVERY);
@@ -104,20 +105,20 @@ export class Meter {
     this.#leave();
     const at = {};
     if (stopped !== undefined) {
-      await this.#ask(streamId, {}); // a stop may be sooner than any look at the clock
+      await this.#ask(followed, {}); // a stop may be sooner than any look at the clock
       at.at = (stopped + this.#clock.offset).toFixed(3);
     }
-    const figure = await this.#ask(streamId, { ...at, wait: "closed" });
+    const figure = await this.#ask(followed, { ...at, wait: "closed" });
     if (figure && followed === this.#followed) this.#show(figure);
   }
 
   /** The figures of an answer; null where they could not be had. */
-  async #ask(streamId, query) {
+  async #ask({ streamId, headers }, query) {
     const address = new URL(`meter/${encodeURIComponent(streamId)}`, import.meta.url);
     address.search = new URLSearchParams(query);
     const asked = performance.now();
     try {
-      const response = await fetch(address);
+      const response = await fetch(address, { headers });
       const told = performance.now();
       const figure = response.ok ? await response.json() : null;
       if (figure) this.#compare(figure.now_ms, asked, told, "wait" in query);

@@ -1,5 +1,6 @@
 /** The page: asks, shows what comes, and stops. */
 
+import { Access, TokenForm, asksForToken } from "./access.js";
 import { TurnView, duration } from "./answer.js";
 import { StreamError, stream } from "./chatstream.js";
 import { Conversation, newName } from "./conversation.js";
@@ -19,9 +20,16 @@ const message = document.getElementById("message");
 const stopButton = document.getElementById("stop");
 const latest = document.getElementById("latest");
 const state = document.getElementById("state");
+const forgetButton = document.getElementById("forget");
 
+const access = new Access();
+const tokenForm = new TokenForm(access);
 let conversation = Conversation.restored();
-/** What is being answered, or about to be. @type {{ turn: Turn, view: TurnView, answer?: any } | null} */
+/**
+ * What is being answered, or about to be; `known` is whether a token went with the question.
+ *
+ * @type {{ turn: Turn, view: TurnView, known: boolean, answer?: any } | null}
+ */
 let current = null;
 /** When something came last, as performance.now has it. */
 let heard = 0;
@@ -42,9 +50,12 @@ function ask(question) {
   answerTo(turn);
 }
 
-/** @param {Turn} turn One that is the last, and shown. */
-async function answerTo(turn) {
-  const mine = { turn, view: views.get(turn) };
+/**
+ * @param {Turn} turn One that is the last, and shown.
+ * @param {boolean} [renewed] Whether it is asked again, with a new token against CSRF.
+ */
+async function answerTo(turn, renewed = false) {
+  const mine = { turn, view: views.get(turn), known: access.given };
   begin(mine);
   // The session is one: with `reject` the service takes the next question when it is free again.
   await Promise.race([stopped, new Promise((resolve) => setTimeout(resolve, UNCONFIRMED))]);
@@ -52,8 +63,9 @@ async function answerTo(turn) {
   const streamId = newName();
   const fields = meter?.fields(streamId) ?? {};
   const messages = conversation.messagesFor(turn);
-  mine.answer = stream({ ...fields, messages, streamId, sessionId: conversation.sessionId });
-  meter?.follow(streamId);
+  const headers = access.headers();
+  mine.answer = stream({ ...fields, messages, streamId, sessionId: conversation.sessionId, headers });
+  meter?.follow(streamId, headers);
   try {
     for await (const delta of mine.answer.deltas()) {
       heard = performance.now();
@@ -65,7 +77,10 @@ async function answerTo(turn) {
   } catch (error) {
     // A browser that is about to leave the page may break the connection off before it says so.
     if (error.code === "network") await new Promise((resolve) => setTimeout(resolve, LEAVING));
-    if (current === mine) fail(mine, error);
+    const again = !renewed && (await access.renewed(error));
+    if (current !== mine) return;
+    if (again) await answerTo(turn, true);
+    else fail(mine, error);
   }
 }
 
@@ -108,6 +123,22 @@ function fail(mine, error) {
   const pause = error.retryAfter ? ` Try again in ${duration(Math.ceil(error.retryAfter))}.` : "";
   state.textContent = sentence + pause;
   if (mine.answer) meter?.ended(mine.answer.streamId);
+  if (asksForToken(error)) askForToken(mine);
+}
+
+/** Asks for the token that a question was refused for want of, and then asks that again. */
+function askForToken({ turn, known }) {
+  if (known) forgetToken();
+  const given = () => {
+    forgetButton.hidden = false;
+    tryAgain(turn);
+  };
+  tokenForm.ask(known, given, () => (state.textContent = "Without a token there is no answer."));
+}
+
+function forgetToken() {
+  access.forget();
+  forgetButton.hidden = true;
 }
 
 /**
@@ -127,13 +158,14 @@ function listenOffline() {
 
 /** @param {number | null} seconds How long to wait; null for no need to. */
 function offerAgain({ turn, view }, seconds) {
-  const again = () => {
-    message.focus({ preventScroll: true }); // the button is about to go
-    if (current || conversation.turns.at(-1) !== turn) return ask(turn.question);
-    Object.assign(turn, { text: "", reasoning: "" });
-    answerTo(turn);
-  };
-  view.fail(turn.note, seconds, again, () => (state.textContent = "You can try again."));
+  view.fail(turn.note, seconds, () => tryAgain(turn), () => (state.textContent = "You can try again."));
+}
+
+function tryAgain(turn) {
+  message.focus({ preventScroll: true }); // the button is about to go
+  if (current || conversation.turns.at(-1) !== turn) return ask(turn.question);
+  Object.assign(turn, { text: "", reasoning: "" });
+  answerTo(turn);
 }
 
 /** Gives a turn its end. */
@@ -222,6 +254,11 @@ stopButton.addEventListener("click", (event) => {
   message.focus({ preventScroll: true }); // the button is about to go
 });
 document.getElementById("new").addEventListener("click", beginAnew);
+forgetButton.addEventListener("click", () => {
+  forgetToken();
+  state.textContent = "The token is forgotten.";
+  message.focus({ preventScroll: true }); // the button is gone
+});
 addEventListener("offline", () => {
   heard = performance.now();
   listenOffline();
@@ -229,6 +266,7 @@ addEventListener("offline", () => {
 // chatstream.js does that, too. Here it is so that nothing looks like a failure, and all is kept.
 addEventListener("pagehide", (event) => stop(event.timeStamp));
 
+forgetButton.hidden = !access.given;
 conversation.turns.forEach(show);
 followAnswer();
 if (document.documentElement.dataset.meter === "on") {

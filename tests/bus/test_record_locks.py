@@ -252,3 +252,38 @@ def test_a_file_that_is_missing_may_stay_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         RecordLocks(tmp_path / "locks", make=False)
     assert list(tmp_path.iterdir()) == []
+
+
+# What others have
+
+
+def test_what_others_have_is_listed(locks: RecordLocks, peer: MakePeer) -> None:
+    """Each stretch with its holder, cut to what was asked for; what is this process's is not."""
+    one, other = peer(), peer()
+    for number in (3, 4, 9):
+        assert one.do(f"locks.take({number})") == 0
+    assert other.do("locks.take(5)") == 0
+    assert locks.take(7) == 0
+    assert sorted(locks.held(0, 100)) == sorted(
+        [(one.pid, 3, 5), (one.pid, 9, 10), (other.pid, 5, 6)]
+    )
+    assert sorted(locks.held(4, 2)) == sorted([(one.pid, 4, 5), (other.pid, 5, 6)])
+    assert locks.held(6, 3) == []
+    assert locks.held(10, 5) == []
+    one.kill()
+    assert locks.held(0, 100) == [(other.pid, 5, 6)]
+
+
+def test_what_reaches_to_the_end_is_listed(locks: RecordLocks, peer: MakePeer) -> None:
+    """A stretch without an end has one where nobody asked for more."""
+    one = peer()
+    assert one.do(f"locks.take(5, {LARGEST - 5})") == 0
+    assert locks.held(0, 20) == [(one.pid, 5, 20)]
+    assert one.do("__import__('fcntl').lockf(locks._fd, 2 | 4, 0, 3)") is None
+    assert locks.held(0, 20) == [(one.pid, 3, 20)]
+
+
+def test_nothing_is_listed_of_closed_locks(locks: RecordLocks) -> None:
+    locks.close()
+    with pytest.raises(OSError, match="closed"):
+        locks.held(0, 1)

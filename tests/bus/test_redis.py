@@ -19,7 +19,7 @@ import trustme
 
 from chatstream.bus.base import Action, Answer, Claim, Name, Request, encode
 from chatstream.bus.redis import _LISTEN, RedisBus, check
-from chatstream.errors import BusUnavailable, ConfigError, Unconfirmed
+from chatstream.errors import BusUnavailable, ConfigError, Refused, Unconfirmed
 from tests.bus.conftest import Service, Services, Worker
 from tests.bus.test_contract import AT_ONCE, assert_live, outcomes
 from tests.conftest import PATIENCE, eventually
@@ -355,6 +355,78 @@ def test_a_refresh_amid_a_claim(
     assert member.bus._refresh() == {claim}
     member.bus.release(claim)
     assert member.bus._refresh() == set()
+
+
+def places(service: Service) -> list[str]:
+    """What stands for the places of the one owner there is."""
+    with contextlib.closing(service.client()) as client:
+        return [value.decode() for value in client.hvals(only(service.keys("places:*")))]
+
+
+def test_a_place_goes_back_to_whom_a_dead_claim_took_it_from(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session does, and its place with it."""
+    service = services.make("redis", max_streams_per_owner=1)
+    one, other = service.join(2)
+    one.claim("s", "old")
+    before = places(service)[0].rpartition(" ")[0]
+    member = Member(service)
+    try:
+        member.bus.start()
+        alive = iter([True])  # when it asks for the place, and not when it has it
+        monkeypatch.setattr(member.bus, "_is_live", lambda claim: next(alive, False))
+        claim = Claim(Name("", "s", "new"), 1)
+        assert member.bus.claim(claim, reject=False, limit=1) is False
+        assert places(service)[0].rpartition(" ")[0] == before
+        assert one.endings() == {"old": "live"}
+        member.bus.release(claim)
+    finally:
+        member.bus.close()
+    with pytest.raises(Refused):
+        other.claim("z", "b")
+    one.complete("old")
+    assert other.claim("z", "b") is False
+
+
+def test_an_older_stream_takes_no_newer_ones_place(service: Service, member: Member) -> None:
+    """Of one worker, where the older one's claim is the later one."""
+    member.bus.start()
+    older, newer = (Claim(Name("", "s", f"a{number}"), number) for number in (1, 2))
+    for claim in (newer, older):
+        assert member.bus.claim(claim, reject=False, limit=1) is False
+    assert places(service)[0].split(" ")[1] == "2"
+    member.bus.release(older)
+    assert places(service)[0].split(" ")[1] == "2"
+    member.bus.release(newer)
+    assert not service.keys("places:*")
+
+
+def test_a_place_that_is_another_streams_by_now_is_not_given_away(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker said that nothing lived there, and then something began."""
+    service = services.make("redis", max_streams_per_owner=1)
+    (one,) = service.join(1)
+    one.claim("s", "a")
+    member = Member(service)
+    try:
+        member.bus.start()
+        asked: list[list[bytes]] = []
+
+        def said_too_early(owner: str, taken: list[bytes]) -> list[bytes]:
+            asked.append(taken)
+            stale = [place.rpartition(b" ")[0] + b" 99" for place in taken]
+            return stale if len(asked) == 1 else []
+
+        monkeypatch.setattr(member.bus, "_ended", said_too_early)
+        with pytest.raises(Refused):
+            member.bus.claim(Claim(Name("", "z", "b"), 1), reject=False, limit=1)
+        assert len(asked) == 2
+        assert asked[0] == asked[1]
+    finally:
+        member.bus.close()
+    assert one.endings() == {"a": "live"}
 
 
 def test_a_server_that_loses_its_data_amid_a_claim(

@@ -49,6 +49,20 @@ def test_simulate_passes_everything_on(
     assert result.exit_code == 7
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--owner", "me"], ["--stream", "t"], ["s", "--all"], ["--all", "--stream", "t"]],
+)
+def test_cancel_is_told_what(
+    app: flask.Flask, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """A session, or that it is all: neither is guessed."""
+    monkeypatch.setattr("chatstream.cli.sessions.stop", None)
+    monkeypatch.setattr("chatstream.cli.sessions.stop_all", None)
+    result = app.test_cli_runner().invoke(args=["chatstream", "cancel", *arguments])
+    assert (result.exit_code, "say --all" in result.output) == (2, True)
+
+
 def test_simulate_really_is_the_simulator(
     app: flask.Flask, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,17 +17,27 @@ from typing import TYPE_CHECKING, Any
 import flask
 import pytest
 import trustme
+from click.testing import CliRunner
+from flask.cli import ScriptInfo
 
 from chatstream import ChatStream
+from chatstream.cli import group
 from chatstream.cli.doctor import examine, provider
 from chatstream.cli.doctor.bus import check_bus
 from chatstream.cli.doctor.check import Check, State
 from chatstream.cli.doctor.provider import check_provider
-from chatstream.cli.doctor.server import Gunicorn, check_gunicorn, check_kernel, read_gunicorn
+from chatstream.cli.doctor.server import (
+    Gunicorn,
+    check_gunicorn,
+    check_kernel,
+    check_reach,
+    read_gunicorn,
+)
 from chatstream.cli.doctor.settings import check_app, check_key, check_keys, given_keys
 from chatstream.cli.terminal import Terminal
 from chatstream.config import Settings
 from chatstream.simulator import Simulator
+from chatstream.standalone import create_app
 from tests.bus.peer import listening
 
 if TYPE_CHECKING:
@@ -117,7 +127,44 @@ def test_the_app() -> None:
     checks = list(check_app(Settings(page="/", openai_prefix="/v1"), identifies=True))
     assert states(checks) == {"routes": "ok"}
     assert checks[0].says == "chat /api/chat, page /, OpenAI's /v1."
-    assert states(check_app(Settings(), identifies=False))["identify"] == "note"
+    open_to_all = only(check_app(Settings(), identifies=False), "identify")
+    assert open_to_all.state is State.NOTE
+    assert "CHATSTREAM_TOKENS" in open_to_all.says
+
+
+LONG = "a" * 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"CHATSTREAM_TOKENS": f"ann:{LONG},bob:{LONG}2"}, [(State.OK, "tokens 2, of owners 2")]),
+        (
+            {"CHATSTREAM_TOKENS": f"ann:{LONG}", "CHATSTREAM_ADMIN_TOKENS": f"ann:{LONG}2"},
+            [(State.OK, "tokens 2, of owners 1, for admins 1.")],
+        ),
+        (
+            {"CHATSTREAM_TOKENS": f"ann:{LONG[1:]},{LONG}"},
+            [(State.OK, "tokens 2, of owners 2, for admins 0"), (State.WARN, "guessed: 1.")],
+        ),
+    ],
+)
+def test_a_closed_app(settings: dict[str, str], expected: list[tuple[State, str]]) -> None:
+    """By how many tokens, and whether they are good ones; none is shown."""
+    loaded = Settings.load(settings, {})
+    checks = [check for check in check_app(loaded, identifies=True) if check.name != "routes"]
+    assert [check.state for check in checks] == [state for state, _ in expected]
+    for check, (_, says) in zip(checks, expected, strict=True):
+        assert check.name == "tokens"
+        assert says in check.says
+        assert LONG[1:] not in check.says
+
+
+@pytest.mark.parametrize(("origins", "warns"), [("*", True), ("https://a.example", False)])
+def test_an_open_app_for_the_pages_of_all_sites(origins: str, warns: bool) -> None:
+    settings = Settings.load({"CHATSTREAM_CORS_ORIGINS": origins}, {})
+    assert ("cors" in states(check_app(settings, identifies=False))) is warns
+    assert "cors" not in states(check_app(settings, identifies=True))
 
 
 @pytest.mark.parametrize(("host", "warns"), [("provider.test", True), ("127.0.0.1", False)])
@@ -361,6 +408,52 @@ def test_a_configuration_of_gunicorn(
 def test_a_configuration_that_is_well_says_no_more() -> None:
     found = states(check_gunicorn(gunicorn(preload=True), Settings()))  # ours is told by itself
     assert found == {"worker": "ok", "slots": "ok", "drain": "ok"}
+
+
+CLOSED = Settings.load({"CHATSTREAM_TOKENS": "tok-1"}, {})
+
+
+@pytest.mark.parametrize(
+    ("hosts", "here"),
+    [
+        ((), True),
+        (("127.0.0.1",), True),
+        (("127.1.2.3", "::1", "localhost"), True),
+        (("[::1]",), True),
+        (("",), False),
+        (("0.0.0.0",), False),
+        (("::",), False),
+        (("10.0.0.7",), False),
+        (("web-1",), False),
+        (("127.0.0.1", "0.0.0.0"), False),
+    ],
+)
+def test_who_reaches_it(hosts: tuple[str, ...], here: bool) -> None:
+    """Open and beyond this machine is worth a warning; a token without TLS, a note."""
+    found = gunicorn(hosts=hosts)
+    opened = list(check_reach(found, Settings(), identifies=False))
+    closed = list(check_reach(found, CLOSED, identifies=True))
+    assert [check.state for check in opened] == ([] if here else [State.WARN])
+    assert [check.state for check in closed] == ([] if here else [State.NOTE])
+    assert all("CHATSTREAM_TOKENS" in check.says for check in opened)
+    assert list(check_reach(gunicorn(hosts=hosts, tls=True), CLOSED, identifies=True)) == []
+    assert list(check_reach(found, Settings(), identifies=True)) == []  # it has a login
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hosts", "tls"),
+    [
+        ("--bind 0.0.0.0:80 --bind [::1]:81", ("0.0.0.0", "::1"), False),
+        ("--bind :8000", ("",), False),
+        ("--bind unix:/run/x.sock", (), False),
+        ("--bind 127.0.0.1:1 --certfile x --keyfile y", ("127.0.0.1",), True),
+    ],
+)
+def test_where_gunicorn_listens(arguments: str, hosts: tuple[str, ...], tls: bool) -> None:
+    """As it understands its arguments itself."""
+    found = read_gunicorn(arguments)
+    assert isinstance(found, Gunicorn), found
+    assert (found.hosts, found.tls) == (hosts, tls)
 
 
 def test_more_streams_than_descriptors() -> None:
@@ -626,6 +719,19 @@ def test_an_app_that_does_not_start(healthy: flask.Flask) -> None:
     assert examine(None, {}, "No such app.", "", terminal, as_json=False) == 1
     assert "fail  app         No such app.\n" in out.getvalue()
     assert "ok    connection" in out.getvalue()
+
+
+def test_an_extra_that_is_missing_is_named(
+    healthy: flask.Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a setting needs and the app does not start without."""
+    monkeypatch.setitem(sys.modules, "flask_cors", None)
+    monkeypatch.setenv("CHATSTREAM_CORS_ORIGINS", "https://a.example")
+
+    result = CliRunner().invoke(group, ["doctor"], obj=ScriptInfo(create_app=create_app))
+    assert result.exit_code == 1
+    assert "fail  app         CHATSTREAM_CORS_ORIGINS needs Flask-CORS" in result.output
+    assert "chatstream[cors]" in result.output
 
 
 def test_a_wrong_setting_is_said_once(

@@ -24,7 +24,7 @@ from chatstream.bus.base import (
     Worker,
 )
 from chatstream.bus.directory import service_directory
-from chatstream.cli.sessions import show, stop
+from chatstream.cli.sessions import show, stop, stop_all
 from chatstream.cli.terminal import Terminal
 from chatstream.config import Settings
 from chatstream.errors import BusUnavailable, Unconfirmed
@@ -40,6 +40,7 @@ class Fleet(Bus):
         self.cancelled: list[tuple[str, str, str | None]] = []
         self.answer: bool | Exception = True
         self.closed = 0
+        self.enquiries: list[Enquiry] = []
 
     def cancel(self, owner: str, session_id: str, stream_id: str | None = None) -> bool:
         self.cancelled.append((owner, session_id, stream_id))
@@ -53,7 +54,9 @@ class Fleet(Bus):
     def close(self) -> None:
         self.closed += 1
 
-    def claim(self, claim: Claim, *, reject: bool) -> bool:
+    def check(self) -> None: ...
+
+    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         return False
 
     def _cancel_elsewhere(self, request: Request) -> bool:
@@ -66,6 +69,7 @@ class Fleet(Bus):
         return [Worker(str(pid), pid, "web-1") for pid in self.workers]
 
     def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
+        self.enquiries += enquiries.values()
         pages: dict[Worker, Page | None] = {}
         for worker, enquiry in enquiries.items():
             lives = self.workers[worker.pid]
@@ -94,6 +98,9 @@ class Console:
 
     def stop(self, session: str, stream: str | None = None, owner: str | None = None) -> int:
         return stop(Settings(), "app", self._terminal, session, stream_id=stream, owner=owner)
+
+    def stop_all(self, owner: str | None = None, **settings: Any) -> int:
+        return stop_all(Settings(**settings), "app", self._terminal, owner=owner)
 
     @property
     def lines(self) -> list[str]:
@@ -281,7 +288,48 @@ def test_what_was_not_listed_is_stopped_by_its_name(console: Any) -> None:
     assert crowd.cancelled == [("me", "s", None)]
 
 
-@pytest.mark.parametrize("command", ["show", "stop"])
+# All of them
+
+
+@pytest.mark.parametrize(("owner", "streams"), [(None, ["a", "b", "c"]), ("you", ["b"])])
+def test_all_are_stopped(console: Any, owner: str | None, streams: list[str]) -> None:
+    """In all workers of all services: everybody's, or an owner's; each is named."""
+    one = Fleet({1: [live("me", "s", "a"), live("you", "s", "b")], 2: []})
+    talk = console(one, Fleet({3: [live("", "z", "c")]}))
+    assert talk.stop_all(owner) == 0
+    assert [line.rpartition(" ")[2] for line in talk.lines] == streams
+    assert talk.lines[0].startswith("stopped: session s, stream ")
+    assert talk.complaints == [f"{len(streams)} stopped."]
+    for enquiry in (enquiry for fleet in talk.fleets for enquiry in fleet.enquiries):
+        assert (enquiry.stop, enquiry.owner) == (True, owner)
+
+
+def test_where_nothing_lives_all_is_stopped(console: Any) -> None:
+    talk = console(Fleet({1: []}))
+    assert talk.stop_all() == 0
+    assert (talk.lines, talk.complaints) == ([], ["0 stopped."])
+
+
+def test_a_list_stops_nothing(console: Any) -> None:
+    """Nor does a cancel that asks first who has what."""
+    fleet, other = Fleet({1: [live("me", "s", "a")]}), Fleet({1: []})
+    console(fleet).show()
+    console(other).stop("s")
+    assert [enquiry.stop for each in (fleet, other) for enquiry in each.enquiries] == [False] * 2
+
+
+def test_a_worker_that_hangs_stops_its_own_later(console: Any) -> None:
+    """2: it is named, and so is what was stopped elsewhere."""
+    talk = console(Fleet({1: [live("me", "s", "a")], 2: None}))
+    assert talk.stop_all() == 2
+    assert talk.lines == ["stopped: session s, stream a"]
+    assert talk.complaints == [
+        "Worker 2 on web-1 does not answer.",
+        "What lives there ends when it does.",
+    ]
+
+
+@pytest.mark.parametrize("command", ["show", "stop", "stop all"])
 @pytest.mark.parametrize("error", [BusUnavailable(), PermissionError("not yours")])
 def test_a_bus_that_is_away(console: Any, command: str, error: Exception) -> None:
     """2, in words."""
@@ -291,7 +339,8 @@ def test_a_bus_that_is_away(console: Any, command: str, error: Exception) -> Non
             raise error
 
     talk = console(Away({}))
-    assert (talk.show() if command == "show" else talk.stop("s")) == 2
+    run = {"show": talk.show, "stop": lambda: talk.stop("s"), "stop all": talk.stop_all}
+    assert run[command]() == 2
     assert talk.lines == []
     (sentence,) = talk.complaints
     assert ("bus is away" if isinstance(error, BusUnavailable) else "not yours") in sentence
@@ -302,8 +351,8 @@ def test_a_bus_that_is_away(console: Any, command: str, error: Exception) -> Non
 
 def test_local_says_what_to_set() -> None:
     talk = Console()
-    assert talk.show(bus="local") == 2
-    assert "CHATSTREAM_BUS is local" in talk.complaints[0]
+    assert (talk.show(bus="local"), talk.stop_all(bus="local")) == (2, 2)
+    assert all("CHATSTREAM_BUS is local" in sentence for sentence in talk.complaints)
 
 
 def test_no_worker_in_redis_names_the_prefix(console: Any) -> None:

@@ -76,6 +76,18 @@ def debug() -> object:
     )
 
 
+@app.post("/debug/cancel-all/<owner>")
+def cancel_all(owner: str) -> object:
+    """Stops all of an owner's streams; says what, by each worker, and whether that answered."""
+    found = app.extensions["chatstream"].cancel_all(owner)
+    return jsonify(
+        {
+            each.worker.pid: [each.answered, [live.name.session_id for live in each.streams]]
+            for each in found.workers
+        }
+    )
+
+
 @app.get("/debug/frozen")
 def frozen() -> object:
     """Whether the garbage collector leaves this app alone; what is frozen is not in its list."""

@@ -219,24 +219,35 @@ class Standalone:
         log: Path,
         worker_class: str = "gthread",
         defaults: dict[str, Any] | None = None,
+        token: str = "",
+        app: str = "wsgi:app",
         **environ: str,
     ) -> Standalone:
+        """
+        Args:
+            log: Where its log goes.
+            worker_class: gthread or gevent.
+            defaults: How the provider's answers are.
+            token: One that the service takes, if it asks for one.
+            app: Another in the place of the service's own.
+            environ: Its environment.
+        """
         provider = Provider(defaults=defaults or {})
         try:
             settings = {"CHATSTREAM_UPSTREAM_URL": provider.url, "CHATSTREAM_METER": "1", **environ}
-            server = Server(log, app="wsgi:app", CHATSTREAM_WORKER_CLASS=worker_class, **settings)
+            server = Server(log, app=app, CHATSTREAM_WORKER_CLASS=worker_class, **settings)
         except BaseException:
             provider.close()
             raise
         made = cls(server, provider, environ.get("CHATSTREAM_PAGE", "/"))
-        made._warm_up(environ.get("CHATSTREAM_URL_PREFIX", "/api/chat"))
+        made._warm_up(environ.get("CHATSTREAM_URL_PREFIX", "/api/chat"), token)
         return made
 
-    def _warm_up(self, prefix: str) -> None:
+    def _warm_up(self, prefix: str, token: str) -> None:
         """Has everything made that is made once: the loop, the pool, a reusable connection."""
         body = {"messages": [{"role": "user", "content": "hi"}], "sessionId": "warm-up"}
         body["simulate"] = {"tokens": 1, "rate": 0}
-        kind = {"Content_Type": "application/json"}
+        kind = {"Content_Type": "application/json", "Authorization": f"Bearer {token}"}
         assert self.server.ask("POST", f"{prefix}/stream", json.dumps(body).encode(), **kind)
         self.server.ending_of("warm-up")
         self._baseline = self._descriptors()

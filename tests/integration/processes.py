@@ -74,6 +74,8 @@ class Server:
         command: list[str] | None = None,
         ready: str = r"Listening at: https?://127\.0\.0\.1:(\d+)",
         tls: ssl.SSLContext | None = None,
+        python: str = sys.executable,
+        cwd: Path = ROOT,
         **environ: str | None,
     ) -> None:
         """
@@ -84,6 +86,8 @@ class Server:
             command: A module, or the path of a script, and its arguments.
             ready: What it prints when it listens; the group is the port.
             tls: How to ask it.
+            python: Whose packages it has.
+            cwd: Where it runs.
             environ: Its environment; None for what shall not be there.
         """
         inherited = {
@@ -100,16 +104,24 @@ class Server:
         self._terminated = False
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, *module, *command, *options, *([app] if app else [])],
-                cwd=ROOT,
+                [python, *module, *command, *options, *([app] if app else [])],
+                cwd=cwd,
                 env={key: value for key, value in whole.items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        match = eventually(lambda: self._gone() or re.search(ready, self.log()), "the server")
-        self.port = int(match[1])
-        eventually(lambda: self._answers(), "an answer")
+        try:
+            self.port = int(eventually(lambda: self._listens_at(ready), "the server"))
+            eventually(lambda: self._answers(), "an answer")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _listens_at(self, ready: str) -> str | None:
+        self._gone()
+        match = re.search(ready, self.log())
+        return match and match[1]
 
     def _gone(self) -> None:
         if self._process.poll() is not None:

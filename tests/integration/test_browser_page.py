@@ -118,7 +118,7 @@ def test_every_refusal_has_its_words(tabs: Tabs) -> None:
     """Each reason that the routes can give, but for mistakes that the page does not make."""
     reasons = {code for _, codes in openapi.BEFORE.values() for code in codes} | {*openapi.AFTER}
     reasons |= {"network", "not_stream", "http"}  # the module's own
-    reasons -= {"bad_json", "bad_messages", "bad_id", "unsupported_media_type"}
+    reasons -= {"bad_json", "bad_messages", "bad_id", "bad_number", "unsupported_media_type"}
     words = tabs.open().page.evaluate(
         """async (codes) => {
             const { inWords } = await import("./api/chat/failures.js");

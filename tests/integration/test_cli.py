@@ -24,7 +24,7 @@ import pytest
 
 from chatstream.bus.base import digest
 from chatstream.cli.interrupt import AGAIN
-from chatstream.cli.sessions import show, stop
+from chatstream.cli.sessions import show, stop, stop_all
 from chatstream.cli.terminal import Terminal
 from chatstream.config import Settings
 from tests.conftest import PATIENCE, eventually
@@ -118,6 +118,12 @@ class Site:
         code = stop(self.settings, APP, terminal, session, stream_id=None, owner=owner)
         return code, out.getvalue(), err.getvalue()
 
+    def cancel_all(self, owner: str | None) -> tuple[int, str]:
+        """The same with --all."""
+        out = io.StringIO()
+        code = stop_all(self.settings, APP, Terminal(out, io.StringIO()), owner=owner)
+        return code, out.getvalue()
+
     def close(self) -> None:
         """Every client leaves, and nothing is left."""
         for client in self._clients:
@@ -199,7 +205,29 @@ def test_the_commands_themselves(sites: Callable[[str], Site]) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("stopped: ")
     assert site.provider.request(session)["closed_by"] == "client"
+    session = site.begin("me")
+    assert run(FLASK, "cancel", "--all", "--owner", "you") == (0, "", "0 stopped.\n")
+    code, out, err = run(FLASK, "cancel", "--all")
+    assert (code, err) == (0, "1 stopped.\n")
+    assert out.startswith(f"stopped: session {session}, stream ")
     site.close()
+
+
+def test_an_operator_stops_all(site: Site) -> None:
+    """Of one owner, then of everybody, in both workers; the providers are told."""
+    mine, yours = [site.begin("me") for _ in range(3)], [site.begin("you") for _ in range(3)]
+    code, lines = site.cancel_all("me")
+    assert code == 0
+    assert sorted(re.findall(r"session (\S+),", lines)) == sorted(mine)
+    for session in mine:
+        assert site.provider.request(session)["closed_by"] == "client"
+        assert "aborted by client/cancel cause=cancel" in site.server.ending_of(session)
+    assert all(site.provider.request(session)["open"] for session in yours)
+    code, lines = site.cancel_all(None)
+    assert code == 0
+    assert set(re.findall(r"session (\S+),", lines)) == set(yours)
+    assert site.sessions() == {}
+    assert site.cancel_all(None) == (0, "")
 
 
 def test_two_gunicorns_of_an_app_are_both_seen(sites: Callable[[str], Site]) -> None:
@@ -298,6 +326,26 @@ def test_where_the_app_does_not_start(provider: Provider) -> None:
     code, out, err = run(STANDALONE, "sessions", **wrong)
     assert (code, out) == (1, "")
     assert err.startswith("Error: CHATSTREAM_DRAIN must be ")
+
+
+def test_who_may_use_the_standalone_service(provider: Provider) -> None:
+    """Open or closed, and who can reach it; no token is shown, also where one is wrong."""
+    here = {"CHATSTREAM_UPSTREAM_URL": provider.url, "CHATSTREAM_BIND": "0.0.0.0:8000"}
+    code, out, _ = run(STANDALONE, "doctor", **here)
+    assert code == 0, out
+    assert re.search(r"^note +identify +Open: ", out, re.MULTILINE)
+    assert re.search(r"^warn +bind +It listens on 0\.0\.0\.0 and asks nobody", out, re.MULTILINE)
+    code, out, _ = run(STANDALONE, "doctor", **here, CHATSTREAM_TOKENS="ann:tok-1")
+    assert code == 0, out
+    assert re.search(r"^ok +tokens +Closed: tokens 1, of owners 1, for admins 0\.", out, re.M)
+    assert re.search(r"^note +bind +It listens on 0\.0\.0\.0 without TLS", out, re.MULTILINE)
+    assert not re.search(r"^\w+ +identify ", out, re.MULTILINE)
+    assert "tok-1" not in out
+    both = {"CHATSTREAM_TOKENS": "a:tok-1", "CHATSTREAM_ADMIN_TOKENS": "b:tok-1"}
+    code, out, err = run(STANDALONE, "doctor", **here, **both)
+    assert code == 1, out
+    assert re.search(r"^fail +settings +A token must not be both ", out, re.MULTILINE)
+    assert "tok-1" not in out + err
 
 
 # The chat

@@ -79,7 +79,10 @@ class Hosts:
 class Pairs:
     """Hosts, started when first asked for."""
 
-    def __init__(self, folders: pytest.TempPathFactory, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, folders: pytest.TempPathFactory, stack: contextlib.ExitStack, **environ: str
+    ) -> None:
+        self._environ = environ
         self._folders = folders
         self._stack = stack
         self._made: dict[str, Hosts] = {}
@@ -105,6 +108,7 @@ class Pairs:
             CHATSTREAM_BUS=redis.url,
             CHATSTREAM_BUS_TTL=str(TTL),
             WEB_CONCURRENCY="2",
+            **self._environ,
         )
         self._stack.callback(server.stop)
         fleet = Fleet(server, provider, redis.port)

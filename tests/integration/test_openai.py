@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import threading
@@ -15,7 +16,8 @@ import openai
 import pytest
 from httpx_sse import connect_sse
 
-from tests.integration.conftest import Rig
+from tests.integration.conftest import Rig, serving
+from tests.integration.processes import Provider
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 ENDLESS = {"rate": 20, "tokens": 5000}
@@ -332,3 +334,72 @@ def test_one_piece_of_which_the_provider_says_it_failed(client: openai.OpenAI) -
             **asked(tokens=5, rate=0, error_after=2)
         )
     assert caught.value.code == "overloaded"
+
+
+# A service that asks for a token: the client's api_key is one
+
+
+@pytest.fixture(scope="module", params=["gthread", "gevent"])
+def closed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rig]:
+    log = tmp_path_factory.mktemp("closed") / "server.log"
+    more: dict[str, str] = {
+        "CHATSTREAM_MODEL": "simulated",
+        "CHATSTREAM_ALLOWED_MODELS": "simulated",
+    }
+    more["CHATSTREAM_TOKENS"] = "ann:tok-ann,bob:tok-bob"
+    with (
+        contextlib.closing(Provider()) as provider,
+        serving(
+            log, provider, app="wsgi:app", CHATSTREAM_WORKER_CLASS=request.param, **more
+        ) as rig,
+    ):
+        yield rig
+        assert "tok-" not in rig.server.log()
+        assert rig.server.errors() == []
+
+
+def client_of(rig: Rig, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{base(rig)}/v1", api_key=key)
+
+
+def test_the_api_key_is_the_token(closed: Rig, session: str) -> None:
+    """A stream, one piece and the models, as ever; the owner's cancel reaches it, no other's."""
+    call = {**asked(session, tokens=5, rate=0), "model": "simulated"}
+    with client_of(closed, "tok-ann") as client:
+        assert client.chat.completions.create(**call).choices[0].finish_reason == "stop"
+        assert len(list(client.chat.completions.create(**call, stream=True))) >= 5
+        assert [model.id for model in client.models.list()] == ["simulated"]
+        endless = {**asked(f"{session}-2", **ENDLESS), "model": "simulated", "stream": True}
+        with client.chat.completions.create(**endless) as stream:
+            next(stream)
+            for key, status in (("tok-bob", 404), ("tok-ann", 200)):
+                cancel = f"/api/chat/cancel/{session}-2"
+                given = {"Authorization": f"Bearer {key}"}
+                assert closed.server.ask("POST", cancel, **given)[0] == status
+            assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "cancelled"
+    assert_stopped(closed, f"{session}-2", "cause=cancel")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_another_api_key_is_an_authentication_error(closed: Rig, stream: bool) -> None:
+    """In OpenAI's words, at once: the client does not ask again, and the provider is not asked."""
+    before = closed.provider.stats()["requests"] if closed.provider else None
+    with client_of(closed, "sk-other") as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client.chat.completions.create(**ASKED, stream=stream)
+        assert caught.value.code == "unauthenticated"
+        assert caught.value.response.headers["www-authenticate"] == 'Bearer realm="chatstream"'
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+    assert closed.provider is not None
+    assert closed.provider.stats()["requests"] == before
+
+
+def test_a_model_that_is_not_allowed_is_a_bad_request(closed: Rig) -> None:
+    """With those that are in the sentence."""
+    refused = pytest.raises(openai.BadRequestError, match="simulated")
+    with client_of(closed, "tok-bob") as client, refused as caught:
+        client.chat.completions.create(**ASKED)
+    assert caught.value.code == "model_not_allowed"

@@ -19,6 +19,7 @@ from tests.integration.client import Client
 from tests.integration.conftest import Rig
 from tests.integration.namespaces import FAR, NEAR, Road, require_namespaces
 from tests.integration.processes import Provider, Server, ends
+from tests.integration.servers import SERVERS, run
 
 pytestmark = pytest.mark.timeout(150)  # the first test waits for all
 
@@ -66,6 +67,7 @@ class Story:
     def __init__(self, road: Road, folder: Path, stack: contextlib.ExitStack) -> None:
         self._road, self._folder, self._stack = road, folder, stack
         self.rigs: list[Rig] = []
+        self.others: list[Rig] = []
         self.cases: dict[tuple[str, str], Case] = {}
         self.cut = 0.0
         self.heard = -1
@@ -74,6 +76,8 @@ class Story:
             self.far_provider = self._provider(host="0.0.0.0")  # it is asked by its loopback
         for kind in ("gthread", "gevent"):
             self._begin(kind)
+        for name in SERVERS:
+            self._begin_any(name)
         # Last: a client that takes no bytes and is not cut off in time has stalled.
         for kind, rig in zip(("gthread", "gevent"), self.rigs[::3], strict=True):
             self._from_far(rig, kind, "full", FULL, receive_buffer=4096)
@@ -98,6 +102,14 @@ class Story:
             rig, kind, "provider before the headers", {"headers_after": 600}, rig.client(timeout=60)
         )
 
+    def _begin_any(self, name: str) -> None:
+        """One silent stream of a server of that name, whose client is far."""
+        provider, log = self._provider(), self._folder / f"{name}.log"
+        anywhere = "0.0.0.0"  # it is asked by its loopback
+        rig = self._stack.enter_context(run(SERVERS[name], log, provider, host=anywhere))
+        self.others.append(rig)
+        self._stream_from_far(rig, rig.server.port, name, "any", SILENT)
+
     def _rig(self, kind: str, provider: Provider | None, **environ: str) -> Rig:
         if provider is not None:
             environ["CHATSTREAM_UPSTREAM_URL"] = provider.url
@@ -115,8 +127,19 @@ class Story:
     ) -> None:
         """A stream whose client is going to vanish."""
         (port,) = re.findall(rf"http://{NEAR}:(\d+)", rig.server.log())
+        self._stream_from_far(rig, int(port), kind, name, simulate, **options)
+
+    def _stream_from_far(
+        self,
+        rig: Rig,
+        port: int,
+        kind: str,
+        name: str,
+        simulate: dict[str, object],
+        **options: int,
+    ) -> None:
         with self._road.far.entered():
-            client = Client(int(port), host=NEAR, **options)
+            client = Client(port, host=NEAR, **options)
         rig.clients.append(client)
         self._stream(rig, kind, name, simulate, client)
 
@@ -201,6 +224,17 @@ def test_a_client_that_vanished(story: Story, kind: str, name: str) -> None:
     assert 0 < case.ended - story.cut < WITHIN
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_client_of_any_server_that_vanished(story: Story, name: str) -> None:
+    """As it is, where a server shows the client's connection; no ping says so, there is none."""
+    assert SERVERS[name].cell("a client vanishes") == "within 45 s"
+    case = story.cases[name, "any"]
+    assert "aborted by client/cancel cause=client" in case.ending
+    assert case.provider_saw is not None
+    print(f"\n{name}: {case.provider_saw - story.cut:.1f} s after the cut")
+    assert 0 < case.provider_saw - story.cut < WITHIN
+
+
 def test_a_client_that_is_there_and_does_not_read_has_not_vanished(story: Story, kind: str) -> None:
     """What it acknowledges is a sign of life, though the kernel's own timeout passes over it."""
     case = story.cases[kind, "there but full"]
@@ -238,3 +272,6 @@ def test_nothing_is_left(story: Story) -> None:
         else:
             facts = rig.server.debug()
             assert [facts[name] for name in ("slots", "live", "calls")] == [0, 0, []]
+    for rig in story.others:
+        assert rig.server.errors() == []
+        assert rig.server.debug()["slots"] == 0

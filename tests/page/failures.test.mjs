@@ -30,6 +30,13 @@ test("a refusal of the service's: its reason, its sentence, when to come back", 
   assert.deepEqual(facts, { code: "busy", status: 503, message: BUSY.message, retryAfter: 2, detail: BUSY });
 });
 
+test("a refusal that says how to log in", async (t) => {
+  const answer = refusing(401, { reason: "unauthenticated" }, { "WWW-Authenticate": 'Bearer realm="x"' });
+  assert.equal((await failure(t, answer)).error.challenge, 'Bearer realm="x"');
+  assert.equal((await failure(t, refusing(503, BUSY))).error.challenge, null);
+  assert.equal(new StreamError("").challenge, null);
+});
+
 for (const [what, answer, code, status, message, detail] of [
   ["a proxy's page", refusing(502, "<h1>Bad Gateway</h1>"), "http", 502, "The service answered 502.", undefined],
   ["an error's event stream", refusing(500, DONE, { "Content-Type": "text/event-stream" }), "http", 500, "The service answered 500.", undefined],

@@ -16,6 +16,7 @@ import pytest
 import requests
 import responses
 from flask.testing import FlaskClient
+from flask_wtf import CSRFProtect
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
 
@@ -251,6 +252,67 @@ def test_the_files_are_in_the_wheel() -> None:
         for path in FOLDER.parent.glob(pattern)
     }
     assert {Path("page") / name for name in (*page.MODULE, *page.PAGE, "page.html")} <= listed
+
+
+# In an app that guards its POSTs
+
+
+def guarded(token: Callable[[], Any] | None = None, **settings: Any) -> flask.Flask:
+    """An app with Flask-WTF's CSRFProtect, or with another `csrf_token`."""
+    host = flask.Flask("host")
+    host.config.from_mapping(
+        SECRET_KEY="x", **{f"CHATSTREAM_{key}": value for key, value in settings.items()}
+    )
+    if token is None:
+        CSRFProtect(host)
+    else:
+        host.jinja_env.globals["csrf_token"] = token
+    ChatStream(host)
+    return host
+
+
+def test_a_guarded_apps_token_is_in_the_page() -> None:
+    """One that the app then takes, for a visitor's own session; so the page is kept by nobody."""
+    browser = guarded(PAGE="/chat").test_client()
+    answer = browser.get("/chat")
+    (token,) = re.findall(r'<meta name="csrf-token" content="([^"]+)">', answer.text)
+    assert browser.post(f"{PREFIX}/cancel/s").status_code == 400
+    assert browser.post(f"{PREFIX}/cancel/s", headers={"X-CSRFToken": token}).status_code == 404
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert "Cookie" in answer.headers["Vary"]
+    assert not {"ETag", "Last-Modified"} & set(answer.headers.keys())
+
+
+def test_a_guarded_app_over_https_is_shown_a_referrer() -> None:
+    """Flask-WTF asks for one then; the rest of the policy is as strict as ever."""
+    answer, plain = guarded(PAGE="/chat").test_client().get("/chat"), client(PAGE="/").get("/")
+    assert answer.headers["Referrer-Policy"] == "same-origin"
+    for name in ("Content-Security-Policy", "Cross-Origin-Opener-Policy", "Content-Type"):
+        assert answer.headers[name] == plain.headers[name]
+
+
+def test_a_token_cannot_write_into_the_page() -> None:
+    """Whatever makes it."""
+    answer = guarded(lambda: '"><b>$csrf', PAGE="/chat").test_client().get("/chat")
+    assert '<meta name="csrf-token" content="&quot;&gt;&lt;b&gt;$csrf">' in answer.text
+
+
+def test_without_a_guard_there_is_no_token() -> None:
+    """Nor a cookie."""
+    answer = client(PAGE="/").get("/")
+    assert '<meta name="csrf-token" content="">' in answer.text
+    assert "Set-Cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("name", [*page.MODULE, *page.PAGE])
+def test_a_guarded_app_serves_the_files(name: str) -> None:
+    """Flask-WTF looks at the name of each view before it lets a request through."""
+    browser = guarded(PAGE="/chat", METER="1").test_client()
+    assert _status(browser, name) == 200
+    assert _status(browser, "meter/..") == 404
+    assert browser.head("/chat").data == b""
+    assert browser.options("/chat").status_code == 204
+    assert browser.post("/chat").status_code == 400
 
 
 # The meter

@@ -42,8 +42,9 @@ async function use(signal: AbortSignal): Promise<string> {
   } catch (error) {
     if (!(error instanceof StreamError)) throw error;
     const wait: number = error.retryAfter ?? 0;
+    const login: string = error.challenge ?? "";
     const status: number | null = error.status;
-    text += `${error.name} ${error.code} ${error.message} ${status} ${wait}`;
+    text += `${error.name} ${error.code} ${error.message} ${status} ${wait} ${login}`;
   }
   const { confirmed, reason }: StopResult = await answer.stop();
   const outcome: Outcome | null = answer.outcome;

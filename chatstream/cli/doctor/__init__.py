@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from chatstream.cli.doctor.bus import check_bus
 from chatstream.cli.doctor.check import Check, State
 from chatstream.cli.doctor.provider import check_provider
-from chatstream.cli.doctor.server import Gunicorn, check_gunicorn, check_kernel, read_gunicorn
+from chatstream.cli.doctor.server import (
+    Gunicorn,
+    check_gunicorn,
+    check_kernel,
+    check_reach,
+    read_gunicorn,
+)
 from chatstream.cli.doctor.settings import check_app, check_key, check_keys, given_keys
 from chatstream.cli.terminal import Terminal
 from chatstream.config import Settings
@@ -83,16 +89,19 @@ def _checks(
         with terminal.waiting("asking the provider"):
             provider = list(_guarded("provider", lambda: check_provider(settings)))
         yield from provider
-    yield from _look_around(settings, service.name if service else "", arguments)
+    yield from _look_around(settings, service, arguments)
     yield check_kernel()
 
 
-def _look_around(settings: Settings, app: str, arguments: str) -> Iterator[Check]:
+def _look_around(settings: Settings, service: Service | None, arguments: str) -> Iterator[Check]:
     """Server and bus."""
+    app = service.name if service else ""
     gunicorn = read_gunicorn(arguments)
     workers = gunicorn.workers if isinstance(gunicorn, Gunicorn) else None
     if isinstance(gunicorn, Gunicorn):
         yield from check_gunicorn(gunicorn, settings)
+        if service is not None:
+            yield from check_reach(gunicorn, settings, identifies=service.identify is not None)
     else:
         yield gunicorn
     yield from _guarded("bus", lambda: check_bus(settings, app, workers))

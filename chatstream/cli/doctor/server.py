@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
 import os
 import resource
 import select
@@ -45,6 +46,8 @@ class Gunicorn(NamedTuple):
         preload: Whether the app is loaded in the master.
         h2: Whether HTTP/2 is served.
         descriptors: What a process of it may have.
+        hosts: Those that it listens on; none of a Unix socket's.
+        tls: Whether it speaks TLS.
     """
 
     worker: str
@@ -56,6 +59,8 @@ class Gunicorn(NamedTuple):
     preload: bool
     h2: bool
     descriptors: int
+    hosts: tuple[str, ...] = ()
+    tls: bool = False
 
 
 def read_gunicorn(arguments: str) -> Gunicorn | Check:
@@ -125,6 +130,8 @@ def _facts(cfg: Any) -> Gunicorn:
         preload=cfg.preload_app,
         h2="h2" in str(getattr(cfg, "http_protocols", "")),
         descriptors=slots.limit(),
+        hosts=tuple(address[0] for address in cfg.address if isinstance(address, tuple)),
+        tls=bool(cfg.is_ssl),
     )
 
 
@@ -158,6 +165,39 @@ def check_gunicorn(gunicorn: Gunicorn, settings: Settings) -> Iterator[Check]:
             "gunicorn serves an HTTP/2 connection's requests one after the other, so a cancel waits"
             " behind its stream. Terminate HTTP/2 in nginx.",
         )
+
+
+def check_reach(gunicorn: Gunicorn, settings: Settings, *, identifies: bool) -> Iterator[Check]:
+    """Who can reach it, where that matters: a service that asks nobody, or for tokens.
+
+    Args:
+        gunicorn: The configuration.
+        settings: The app's.
+        identifies: Whether it is asked who calls.
+    """
+    seen = ", ".join(host or "every address" for host in gunicorn.hosts if not _loopback(host))
+    if seen and not identifies:
+        yield Check(
+            "bind",
+            State.WARN,
+            f"It listens on {seen} and asks nobody who they are: whoever reaches it can ask, at"
+            " your provider's cost. Set CHATSTREAM_TOKENS, or CHATSTREAM_BIND=127.0.0.1:8000 and a"
+            " proxy with a login in front.",
+        )
+    elif seen and (settings.tokens or settings.admin_tokens) and not gunicorn.tls:
+        yield Check(
+            "bind",
+            State.NOTE,
+            f"It listens on {seen} without TLS: tokens can be read on the way, unless a proxy in"
+            " front speaks it. Or give gunicorn --certfile and --keyfile.",
+        )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_worker(gunicorn: Gunicorn) -> Check:

@@ -11,6 +11,9 @@ from chatstream.config import PREFIX, Settings, known_keys
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
+SHORT = 16
+"""Characters of a token below which somebody may guess it."""
+
 
 def check_keys(faults: list[str], given: set[str]) -> Iterator[Check]:
     """Wrong values, and keys that nobody reads.
@@ -56,14 +59,8 @@ def check_key(settings: Settings, environ: Mapping[str, str]) -> Check:
 
 
 def check_app(settings: Settings, *, identifies: bool) -> Iterator[Check]:
-    """What of the app everybody can see."""
-    if not identifies:
-        yield Check(
-            "identify",
-            State.NOTE,
-            "None is given: all callers are one owner, and can stop each other's streams. Mount the"
-            " routes behind a login, or pass identify= to ChatStream.",
-        )
+    """Who may ask, and what of the app everybody can see."""
+    yield from _check_callers(settings, identifies=identifies)
     places = [f"chat {settings.url_prefix}"]
     places += [f"page {settings.page}"] if settings.page else []
     places += [f"OpenAI's {settings.openai_prefix}"] if settings.openai_prefix else []
@@ -75,4 +72,39 @@ def check_app(settings: Settings, *, identifies: bool) -> Iterator[Check]:
             State.WARN,
             "CHATSTREAM_METER=1 says that the provider is the built-in one, and its address is"
             " another machine's. Leave it out.",
+        )
+
+
+def _check_callers(settings: Settings, *, identifies: bool) -> Iterator[Check]:
+    """Whether it is asked who calls. No token is shown."""
+    if not identifies:
+        yield Check(
+            "identify",
+            State.NOTE,
+            "Open: all callers are one owner, and can stop each other's streams. Set"
+            " CHATSTREAM_TOKENS, or pass identify= to ChatStream, or mount the routes behind a"
+            " login.",
+        )
+        if settings.cors_origins == ("*",):
+            yield Check(
+                "cors",
+                State.WARN,
+                "The pages of all sites may use it (CHATSTREAM_CORS_ORIGINS=*), and it asks nobody"
+                " who they are. Name the origins, or set CHATSTREAM_TOKENS.",
+            )
+    tokens = (*settings.tokens, *settings.admin_tokens)
+    if not tokens:
+        return
+    owners, admins = len({token.owner for token in tokens}), len(settings.admin_tokens)
+    yield Check(
+        "tokens",
+        State.OK,
+        f"Closed: tokens {len(tokens)}, of owners {owners}, for admins {admins}.",
+    )
+    if short := sum(len(token.secret) < SHORT for token in tokens):
+        yield Check(
+            "tokens",
+            State.WARN,
+            f"Shorter than {SHORT} characters, so that they can be guessed: {short}. A good one:"
+            " python -c 'import secrets; print(secrets.token_urlsafe())'",
         )
