@@ -1,4 +1,4 @@
-"""Server settings and hooks. CHATSTREAM_* is read from the environment; see README.md.
+"""Server settings and hooks. CHATSTREAM_* is read from the environment; see docs/settings.md.
 
 No app is imported here: this file is read before gevent patches the standard library.
 """

@@ -150,7 +150,7 @@ def shutting_down() -> Ended:
 
 
 class UpstreamError(StreamError):
-    """The provider, or the way to it, failed. The codes are listed in README.md."""
+    """The provider, or the way to it, failed. The codes are listed in docs/wire.md."""
 
     code = "upstream_error"
     status = 502

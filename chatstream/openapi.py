@@ -1,6 +1,6 @@
 """What the routes are, for machines: an OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1).
 
-Pure: no I/O. The words are those of README.md, "The wire"; tests hold this against what the routes
+Pure: no I/O. The words are those of docs/wire.md; tests hold this against what the routes
 do, and fuzz the routes with it.
 """
 

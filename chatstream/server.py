@@ -163,7 +163,7 @@ def follow_signals() -> bool:
 
 
 def post_worker_init(worker: object) -> None:
-    """gunicorn's hook of this name, for a configuration with `preload_app` (see README.md).
+    """gunicorn's hook of this name, for a configuration with `preload_app` (see docs/operate.md).
 
         from chatstream.server import post_worker_init
 

@@ -1134,7 +1134,7 @@ def test_csrf_token(guarded: Chat, answers: responses.RequestsMock) -> None:
 
 
 def test_csrf_exemption(guarded: Chat, answers: responses.RequestsMock) -> None:
-    """The blueprint can be exempted as the README says."""
+    """The blueprint can be exempted as docs/mount.md says."""
     guarded.app.extensions["guard"].exempt(guarded.app.blueprints["chatstream"])
     assert guarded.post().data == EVENT + DONE
     assert_not_found(guarded.cancel("/s-1"))

@@ -152,7 +152,7 @@ class Browser:
     def cancel(self, answer: Answer | str, stream_id: str | None = None) -> Reply:
         """Posts the cancel for an answer, or for a session id, as this visitor.
 
-        The reply comes after the provider was told, see "The wire" in the README. `Answer.cancel`
+        The reply comes after the provider was told, see docs/wire.md. `Answer.cancel`
         does it as the visitor who asked, and notes the instant.
         """
         session = answer if isinstance(answer, str) else answer.session_id

@@ -19,6 +19,30 @@ _BETWEEN = re.compile(
 )
 
 
+MORE = {
+    "page": "page.md",
+    "openai_prefix": "openai.md",
+    "health": "operate.md#health",
+    "log_format": "operate.md#log",
+    "metrics": "operate.md#figures-and-alerts",
+    "meter": "page.md#the-meter",
+    "on_conflict": "wire.md#what-a-client-can-count-on",
+    "on_disconnect": "mount.md#when-the-client-leaves",
+    "allowed_models": "mount.md#what-is-sent",
+    "max_tokens": "mount.md#what-is-sent",
+    "tokens": "operate.md#who-may-use-it",
+    "admin_tokens": "operate.md#who-may-use-it",
+    "cors_origins": "mount.md#other-origins",
+    "max_streams": "operate.md#slots",
+    "max_streams_per_owner": "mount.md#how-much",
+    "bus": "operate.md#workers-and-hosts",
+    "detach": "operate.md#slots",
+    "drain": "operate.md#deploys",
+    "request_timeout": "operate.md#deadlines",
+}
+"""Where a page says more of a setting."""
+
+
 def table() -> str:
     """The table, in Markdown."""
     head = "| key | default | |\n|---|---|---|\n"
@@ -39,7 +63,9 @@ def renewed(text: str) -> str:
 
 def _row(setting: dataclasses.Field[Any]) -> str:
     key = PREFIX + setting.name.upper()
-    return f"| `{key}` | {_shown(setting.default)} | {_escaped(setting.metadata['help'])} |\n"
+    help = setting.metadata["help"].replace("|", "\\|").replace("<", "&lt;")
+    more = f" ([more]({MORE[setting.name]}))" if setting.name in MORE else ""
+    return f"| `{key}` | {_shown(setting.default)} | {help}{more} |\n"
 
 
 def _shown(default: Any) -> str:
@@ -51,10 +77,6 @@ def _shown(default: Any) -> str:
     if isinstance(default, float):
         return f"`{default:g}`"
     return f"`{default}`"
-
-
-def _escaped(help: str) -> str:
-    return help.replace("|", "\\|").replace("<", "&lt;")
 
 
 if __name__ == "__main__":

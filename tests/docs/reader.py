@@ -35,6 +35,7 @@ class Reader:
         provider: The built-in one; hidden blocks have it as `provider`.
         names: What Python blocks have defined so far.
         done: How many of the page's blocks have been run.
+        lacks: What was not on this machine for one of them.
     """
 
     def __init__(self, page: Path, folder: Path) -> None:
@@ -46,6 +47,7 @@ class Reader:
         self.page = page
         self.folder = folder
         self.done = 0
+        self.lacks = ""
         self._stack = contextlib.ExitStack()
         self.provider = self._stack.enter_context(Provider(**QUICK))
         self._service = ""  # host:port of what the page's addresses mean

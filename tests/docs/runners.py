@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import linecache
+import re
 import subprocess
 import textwrap
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from tests.conftest import PATIENCE, eventually, require
 from tests.docs.blocks import ROOT, Block
 from tests.docs.reader import Reader
 from tests.docs.shell import commands, shows
+
+PROGRAMS = ("curl", "git", "make")
+"""What a console may need that Python's packages do not bring."""
 
 MODULE = ROOT / "chatstream" / "page" / "chatstream.js"
 
@@ -51,6 +55,9 @@ def console(block: Block, reader: Reader) -> None:
     `in=checkout`.
     """
     typed = commands(block.text)
+    for program in PROGRAMS:
+        if re.search(rf"\b{program} ", block.text):
+            require(program)
     wanted = int(block.options.get("exit", 0))
     enter = 'cd "$CHECKOUT"; ' if block.options.get("in") == "checkout" else ""
     for number, (command, shown) in enumerate(typed, 1):

@@ -27,6 +27,7 @@ def test_the_table_has_every_setting_and_its_default() -> None:
     rows = re.findall(r"^\| `CHATSTREAM_(\w+)` \| (\S*) ?\| (.+) \|$", settings.table(), re.M)
     fields = dataclasses.fields(Settings)
     assert [name for name, _, _ in rows] == [field.name.upper() for field in fields]
+    assert set(settings.MORE) <= {field.name for field in fields}
     shown = {name: default.strip("`") for name, default, _ in rows}
     assert (shown["URL_PREFIX"], shown["DRAIN"], shown["DETACH"]) == ("/api/chat", "25", "1")
     assert (shown["PAGE"], shown["TOKENS"], shown["MAX_BODY"]) == ("", "", "1048576")

@@ -113,7 +113,7 @@ def test_a_cancel_of_a_stuck_stream(impatient: Rig) -> None:
 
 
 def test_what_is_held_for_a_client_that_does_not_read(rig: Rig) -> None:
-    """Some 400 KB in the kernel at most, as README says, however much the provider sends."""
+    """Some 400 KB in the kernel at most, as docs/wire.md says, however much the provider sends."""
     client = rig.client().post("held", simulate={**FLOOD, "rate": 100_000})
     taken = 0
     while taken < 20_000_000:  # by then the kernel would have grown its buffers
