@@ -65,3 +65,10 @@ def test_every_reason_has_its_row(
     }
     wanted = {(status, reason) for status, (_, reasons) in table.items() for reason in reasons}
     assert wanted - found == set()
+
+
+def test_every_route_is_spoken_of() -> None:
+    """Each path that openapi.json has, as the pages write it."""
+    paths = openapi.document("/api/chat", max_body=1, openai_prefix="/v1", health="/")["paths"]
+    assert len(paths) > 7
+    assert [path for path in paths if re.sub(r"{(\w+)}", r"<\1>", path) not in WORDS] == []
