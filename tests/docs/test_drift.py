@@ -72,3 +72,10 @@ def test_every_route_is_spoken_of() -> None:
     paths = openapi.document("/api/chat", max_body=1, openai_prefix="/v1", health="/")["paths"]
     assert len(paths) > 7
     assert [path for path in paths if re.sub(r"{(\w+)}", r"<\1>", path) not in WORDS] == []
+
+
+def test_the_tests_that_pages_name_are_there() -> None:
+    """What is promised is shown by a file of tests."""
+    named = set(re.findall(r"\btest_\w+\.py\b", WORDS)) - {"test_app.py"}
+    assert len(named) > 10
+    assert named - {file.name for file in (ROOT / "tests").rglob("test_*.py")} == set()
