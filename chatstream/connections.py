@@ -204,6 +204,7 @@ class _PoolMixin(HTTPConnectionPool):
         self._idle: deque[_Idle] = deque()
         self._swept: deque[Any] = deque()  # shut down by the loop; only an owner may close
         self._sweeping = False
+        self._closed = False
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         call = serving.get()
@@ -234,10 +235,13 @@ class _PoolMixin(HTTPConnectionPool):
                 self._swept.pop().close()
         if conn is None or conn.sock is None:
             return
-        if conn.stream.disarm() and len(self._idle) < self._max_idle:
+        if conn.stream.disarm() and len(self._idle) < self._max_idle and not self._closed:
             conn.stream = None
             self._idle.append(_Idle(conn, monotonic()))
-            self._sweep_after(IDLE)
+            if self._closed:  # meanwhile, and that may have missed this one
+                self._close_all()
+            else:
+                self._sweep_after(IDLE)
         else:
             conn.close()
 
@@ -259,12 +263,16 @@ class _PoolMixin(HTTPConnectionPool):
             self._sweep_after(self._idle[0].since + IDLE - monotonic())
 
     def close(self) -> None:
+        self._closed = True  # before all are taken: what is put back after that sees this
+        self._close_all()
+        super().close()
+
+    def _close_all(self) -> None:
         for connections in (self._idle, self._swept):
             with contextlib.suppress(IndexError):
                 while True:
                     entry = connections.pop()
                     (entry.connection if isinstance(entry, _Idle) else entry).close()
-        super().close()
 
 
 class _Pool(_PoolMixin):

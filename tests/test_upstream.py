@@ -1523,6 +1523,20 @@ def test_close_ends_the_idle_connections(provider: MakeProvider, upstream: MakeU
     assert descriptors() < before
 
 
+def test_what_comes_back_after_close_is_closed(
+    provider: MakeProvider, upstream: MakeUpstream, stream: Stream
+) -> None:
+    """An answer that is whole only then leaves no connection, and has no sweep begin."""
+    there = provider(always_says(WHOLE))
+    us = upstream(there.url)
+    body = opened(us, stream)
+    us.close()
+    assert rest_of(body) == EVENT + DONE
+    stream.complete()
+    body.close()
+    assert there.closed.wait(5)
+
+
 # Stopping
 
 
