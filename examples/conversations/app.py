@@ -36,7 +36,7 @@ CONFIG = {
 PATIENCE = 3.0
 """Seconds from an answer's stop until it must be settled.
 
-A client that takes no bytes is given two seconds after a stop: what it was sent is not known before.
+A client that takes no bytes is given two seconds after a stop: before, nobody knows what it took.
 """
 
 OVERTAKEN = 5
