@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from werkzeug.wrappers import Response
 
 from chatstream import (
     BusUnavailable,
+    Busy,
     ChatStream,
     Outcome,
     Refused,
@@ -33,11 +35,15 @@ CONFIG = {
     "SESSION_COOKIE_SAMESITE": "Lax",
 }
 
-PATIENCE = 3.0
+PATIENCE = 5.0
 """Seconds from an answer's stop until it must be settled.
 
-A client that takes no bytes is given two seconds after a stop: before, nobody knows what it took.
+A client that takes no bytes is given two seconds after a stop, and two more where some were on
+their way: before, nobody knows what it took.
 """
+
+WAITERS = threading.BoundedSemaphore(4)
+"""Those of a worker who may wait for that: each has a thread, and cancels need some too."""
 
 OVERTAKEN = 5
 """Other questions that may come before one is refused."""
@@ -124,9 +130,14 @@ def stop(conversation: str, stream: str, owner: str) -> None:
 
 
 def wait_for_the_end(conversation: str, stream: str) -> None:
-    """Waits until an answer that streams no more is kept, or given up."""
-    if not store.settled(conversation, stream, PATIENCE):
-        store.give_up(conversation, stream)
+    """Waits until an answer that streams no more is kept, or given up. Raises Busy."""
+    if not WAITERS.acquire(blocking=False):
+        raise Busy("Too many wait for an answer's end. Please try again.")
+    try:
+        if not store.settled(conversation, stream, PATIENCE):
+            store.give_up(conversation, stream)
+    finally:
+        WAITERS.release()
 
 
 def said(turns: Iterable[sqlite3.Row], question: str) -> Iterator[dict[str, str]]:
@@ -192,7 +203,8 @@ def show(id: str) -> dict[str, Any] | tuple[dict[str, str], int]:
     turns = store.turns(id)
     for turn in turns:
         if turn["state"] == "answering" and not streams(turn["stream"], owner):
-            wait_for_the_end(id, turn["stream"])
+            with suppress(Busy):
+                wait_for_the_end(id, turn["stream"])
             turns = store.turns(id)
     return {"turns": [dict(turn) for turn in turns]}
 

@@ -8,6 +8,7 @@ Nothing waits between BEGIN and COMMIT: what another worker holds up, it holds u
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -72,7 +73,8 @@ class Used(Exception):
 
 def init_app(app: Flask) -> None:
     """Makes the tables, and closes each app context's connection with it."""
-    app.config.setdefault("DATABASE", str(Path(app.instance_path) / "conversations.sqlite"))
+    default = Path(app.instance_path) / "conversations.sqlite"
+    app.config.setdefault("DATABASE", os.environ.get("DATABASE", str(default)))
     Path(app.config["DATABASE"]).parent.mkdir(parents=True, exist_ok=True)
     app.teardown_appcontext(_close)
     with app.app_context():

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import app as app_module
 import pytest
 import store
 from app import PATIENCE, create_app
@@ -220,6 +221,23 @@ def test_an_answer_whose_end_nobody_tells(
     assert PATIENCE <= time.monotonic() - before < PATIENCE + 5
     assert asked(chatstream_provider, answer) == [("user", "Hm?\n\nHello?")]
     assert states(live, conversation) == ["lost", "answering"]
+
+
+def test_only_some_may_wait(
+    app: Flask, live: Live, conversation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others' threads are for cancels."""
+    monkeypatch.setattr("app.WAITERS", threading.BoundedSemaphore(1))
+    with app.app_context():
+        store.begin(conversation, "killed", "Hm?")
+    first = live.ask("Hello?", session_id=conversation, wait=False)
+    deadline = time.monotonic() + 10
+    while app_module.WAITERS._value and time.monotonic() < deadline:
+        time.sleep(0.005)
+    refused = live.ask("Hello?", session_id=conversation)
+    assert (refused.status, refused.json["reason"]) == (503, "busy")
+    assert states(live, conversation) == ["answering"]
+    assert first.wait().status == 200
 
 
 def test_the_page_does_not_wait_for_it_for_ever(app: Flask, live: Live, conversation: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,8 @@ class User(UserMixin):
 
 def init_app(app: Flask) -> None:
     """Makes the table, and closes each app context's connection with it."""
-    app.config.setdefault("DATABASE", str(Path(app.instance_path) / "users.sqlite"))
+    default = Path(app.instance_path) / "users.sqlite"
+    app.config.setdefault("DATABASE", os.environ.get("DATABASE", str(default)))
     Path(app.config["DATABASE"]).parent.mkdir(parents=True, exist_ok=True)
     app.teardown_appcontext(_close)
     with app.app_context():
