@@ -10,7 +10,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import app as app_module
 import pytest
 import store
 from app import PATIENCE, create_app
@@ -36,6 +35,19 @@ def app(tmp_path: Path) -> Flask:
 def live(app: Flask, chatstream_live: Callable[[Flask], Live]) -> Live:
     """The app, served, and a visitor who has seen the page."""
     return visiting(chatstream_live(app))
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a request waits for the end of an answer."""
+    event, settled = threading.Event(), store.settled
+
+    def look(*turn: Any) -> bool:
+        event.set()
+        return settled(*turn)
+
+    monkeypatch.setattr(store, "settled", look)
+    return event
 
 
 def visiting(browser: Any) -> Any:
@@ -188,22 +200,17 @@ def test_a_slow_database_makes_the_next_question_wait(
     live: Live,
     conversation: str,
     chatstream_provider: Provider,
+    waiting: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The client has the whole answer, and it is not kept before the next question waits for it."""
-    waited = threading.Event()
-    settle, settled = store.settle, store.settled
+    settle = store.settle
 
     def late(outcome: Any) -> None:
-        assert waited.wait(10)
+        assert waiting.wait(10)
         settle(outcome)
 
-    def look(*turn: Any) -> bool:
-        waited.set()
-        return settled(*turn)
-
     monkeypatch.setattr(store, "settle", late)
-    monkeypatch.setattr(store, "settled", look)
     first = live.ask("Hello?", session_id=conversation, script={"text": "Hi.", "tokens": 1})
     assert first.read() == "Hi."
     second = live.ask("And?", session_id=conversation)
@@ -224,16 +231,18 @@ def test_an_answer_whose_end_nobody_tells(
 
 
 def test_only_some_may_wait(
-    app: Flask, live: Live, conversation: str, monkeypatch: pytest.MonkeyPatch
+    app: Flask,
+    live: Live,
+    conversation: str,
+    waiting: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The others' threads are for cancels."""
     monkeypatch.setattr("app.WAITERS", threading.BoundedSemaphore(1))
     with app.app_context():
         store.begin(conversation, "killed", "Hm?")
     first = live.ask("Hello?", session_id=conversation, wait=False)
-    deadline = time.monotonic() + 10
-    while app_module.WAITERS._value and time.monotonic() < deadline:
-        time.sleep(0.005)
+    assert waiting.wait(10)
     refused = live.ask("Hello?", session_id=conversation)
     assert (refused.status, refused.json["reason"]) == (503, "busy")
     assert states(live, conversation) == ["answering"]

@@ -86,7 +86,9 @@ def test_the_cookie_is_for_https_and_no_script(live: Live) -> None:
 def test_an_answer(ada: Live) -> None:
     answer = ada.ask("Hello?", script={"text": "Hello, Ada.", "tokens": 2, "rate": 0})
     assert answer.read() == "Hello, Ada."
-    assert ada.outcome(answer).owner == "1"
+    owner = ada.outcome(answer).owner
+    assert owner == "1"
+    assert type(owner) is str
 
 
 def test_a_stop(ada: Live, chatstream_provider: Provider) -> None:

@@ -128,8 +128,10 @@ def read(client: Client) -> str:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, worker_class: str, **environ: str) -> Iterator[Example]:
-    with contextlib.closing(Provider()) as provider:
+def serving(
+    folder: Path, worker_class: str, defaults: dict[str, Any] | None = None, **environ: str
+) -> Iterator[Example]:
+    with contextlib.closing(Provider(defaults=defaults or {})) as provider:
         server = Server(
             folder / "server.log",
             "--pythonpath",
