@@ -48,7 +48,9 @@ WAITERS = threading.BoundedSemaphore(4)
 OVERTAKEN = 5
 """Other questions that may come before one is refused."""
 
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
+)
 
 
 def create_app(**config: Any) -> Flask:

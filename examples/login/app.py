@@ -31,7 +31,9 @@ CONFIG = {
     "SESSION_COOKIE_SAMESITE": "Lax",
 }
 
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
+)
 
 
 class LoginForm(FlaskForm):

@@ -83,6 +83,11 @@ def test_the_cookie_is_for_https_and_no_script(live: Live) -> None:
     assert {"Secure", "HttpOnly", "SameSite=Lax"} <= set(cookie.split("; "))
 
 
+def test_the_page_gets_what_it_imports(ada: Live) -> None:
+    for path in ("/static/chat.js", "/api/chat/chatstream.js", "/api/chat/openapi.json"):
+        assert ada.get(path).status == 200
+
+
 def test_an_answer(ada: Live) -> None:
     answer = ada.ask("Hello?", script={"text": "Hello, Ada.", "tokens": 2, "rate": 0})
     assert answer.read() == "Hello, Ada."

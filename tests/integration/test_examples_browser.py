@@ -35,6 +35,7 @@ class Visit:
         self.page.get_by_label("Password").fill(test_login.PASSWORD)
         self.page.get_by_role("button", name="Log in").click()
         expect(self.page.get_by_label("Message")).to_be_focused()
+        self.page.wait_for_load_state()  # its script is there
 
     def ask(self, question: str = "Tell me a story.", page: Any = None) -> str:
         """Returns the answer's name, at the provider too: the page does not send it there."""
