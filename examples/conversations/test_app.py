@@ -217,6 +217,37 @@ def test_a_slow_database_makes_the_next_question_wait(
     assert asked(chatstream_provider, second)[1] == ("assistant", "Hi.")
 
 
+def test_an_end_that_is_told_too_late_is_kept_nevertheless(
+    live: Live,
+    conversation: str,
+    chatstream_provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by a worker that hung. The question that could not wait is asked without it."""
+    awake, kept = threading.Event(), threading.Event()
+    settle = store.settle
+
+    def late(outcome: Any) -> None:
+        if outcome.stream_id == "late":
+            assert awake.wait(10)
+        settle(outcome)
+        kept.set()
+
+    monkeypatch.setattr(store, "settle", late)
+    monkeypatch.setattr("app.PATIENCE", 0.1)
+    script = {"text": "Hi.", "tokens": 1}
+    live.ask("Hello?", session_id=conversation, stream_id="late", script=script).read()
+    second = live.ask("And?", session_id=conversation)
+    assert asked(chatstream_provider, second) == [("user", "Hello?\n\nAnd?")]
+    assert states(live, conversation) == ["lost", "answering"]
+    awake.set()
+    assert kept.wait(10)
+    assert states(live, conversation) == ["completed", "answering"]
+    monkeypatch.undo()
+    third = live.ask("So?", session_id=conversation)
+    assert asked(chatstream_provider, third)[1] == ("assistant", "Hi.")
+
+
 def test_an_answer_whose_end_nobody_tells(
     app: Flask, live: Live, conversation: str, chatstream_provider: Provider
 ) -> None:
