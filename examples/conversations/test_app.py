@@ -196,6 +196,32 @@ def test_a_question_in_the_middle_of_an_answer(
     assert states(live, conversation) == ["stopped", "answering"]
 
 
+def test_a_question_that_has_not_begun(
+    live: Live,
+    conversation: str,
+    chatstream_provider: Provider,
+    waiting: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next one stops it by its name: when it would begin, it has ended."""
+    before, entered = store.before, threading.Event()
+
+    def hesitating(conversation: str, stream: str) -> Any:
+        if stream == "first":
+            entered.set()
+            assert waiting.wait(10)
+        return before(conversation, stream)
+
+    monkeypatch.setattr(store, "before", hesitating)
+    first = live.ask("One?", session_id=conversation, stream_id="first", wait=False)
+    assert entered.wait(10)
+    second = live.ask("Two?", session_id=conversation)
+    assert asked(chatstream_provider, second) == [("user", "One?\n\nTwo?")]
+    assert (first.status, first.read()) == (200, "")
+    assert [figure.id for figure in chatstream_provider.requests()] == [second.stream_id]
+    assert states(live, conversation) == ["stopped", "answering"]
+
+
 def test_a_slow_database_makes_the_next_question_wait(
     live: Live,
     conversation: str,
@@ -234,16 +260,16 @@ def test_an_end_that_is_told_too_late_is_kept_nevertheless(
         kept.set()
 
     monkeypatch.setattr(store, "settle", late)
-    monkeypatch.setattr("app.PATIENCE", 0.1)
     script = {"text": "Hi.", "tokens": 1}
     live.ask("Hello?", session_id=conversation, stream_id="late", script=script).read()
-    second = live.ask("And?", session_id=conversation)
+    with monkeypatch.context() as hasty:
+        hasty.setattr("app.PATIENCE", 0.1)
+        second = live.ask("And?", session_id=conversation)
     assert asked(chatstream_provider, second) == [("user", "Hello?\n\nAnd?")]
     assert states(live, conversation) == ["lost", "answering"]
     awake.set()
     assert kept.wait(10)
     assert states(live, conversation) == ["completed", "answering"]
-    monkeypatch.undo()
     third = live.ask("So?", session_id=conversation)
     assert asked(chatstream_provider, third)[1] == ("assistant", "Hi.")
 
