@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial, update_wrapper
+from functools import partial
 from pathlib import Path
 from string import Template
 from time import monotonic_ns
@@ -100,21 +100,16 @@ def routes(settings: Settings) -> Callable[[BlueprintSetupState], None]:
     """What enters the routes of what is on. The files are read here, once."""
     prefix = settings.url_prefix
     entries: list[tuple[str, str, Callable[..., Any]]] = [
-        (f"{prefix}/{name}", name.replace(".", "_"), _view(_serve, _read(name)))
+        (f"{prefix}/{name}", name.replace(".", "_"), partial(_serve, _read(name)))
         for name in MODULE + (PAGE if settings.page else ())
     ]
     if settings.page:
         page = _page(settings.page, prefix, settings.meter)
-        entries.append((settings.page, "page", _view(_serve, page)))
+        entries.append((settings.page, "page", partial(_serve, page)))
     if settings.meter:
         path = f"{prefix}/meter/<chatstream_anything:stream_id>"
-        entries.append((path, "meter", _view(_meter, settings)))
+        entries.append((path, "meter", partial(_meter, settings)))
     return partial(add_routes, routes=entries)
-
-
-def _view(function: Callable[..., Any], *given: Any) -> Callable[..., Any]:
-    """A view that is `function` with what is given. With its name: Flask-WTF looks at that."""
-    return update_wrapper(partial(function, *given), function)
 
 
 def _read(name: str, **values: str) -> File:

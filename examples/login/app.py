@@ -20,7 +20,7 @@ from werkzeug.wrappers import Response
 from wtforms import PasswordField, StringField
 from wtforms.validators import InputRequired
 
-from chatstream import BusUnavailable, ChatStream, Unconfirmed
+from chatstream import BusUnavailable, ChatStream
 
 CONFIG = {
     "CHATSTREAM_MAX_STREAMS_PER_OWNER": 3,
@@ -98,17 +98,9 @@ def logout() -> Response:
     owner = current_user.get_id()
     logout_user()
     if owner is not None:
-        stop_all(owner)
+        with suppress(BusUnavailable):  # then those of this worker are stopped
+            current_app.extensions["chatstream"].cancel_all(owner)
     return redirect(url_for("login"))
-
-
-def stop_all(owner: str) -> None:
-    """Stops what streams to a user, in all workers; as far as these can be asked."""
-    service = current_app.extensions["chatstream"]
-    with suppress(BusUnavailable, Unconfirmed):
-        for worker in service.sessions(owner).workers:
-            for live in worker.streams:
-                service.abort(live.name.session_id, live.name.stream_id, owner=owner)
 
 
 def without_token(error: CSRFError) -> CSRFError | tuple[dict[str, Any], int]:
