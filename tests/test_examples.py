@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ("login", "conversations")
 
 
+@pytest.mark.timeout(180)  # dozens of tests in one
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_passes(name: str, pytester: pytest.Pytester, nothing_left: None) -> None:
     """As its reader would run it, with every warning an error."""
