@@ -9,7 +9,7 @@ import pytest
 import responses
 
 from chatstream import ChatStream, ConfigError, Service
-from tests.test_service import DONE, EVENT, URL
+from tests.test_service import DONE, EVENT, PAYLOAD, URL
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
