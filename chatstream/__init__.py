@@ -22,9 +22,10 @@ if TYPE_CHECKING:
         Unconfirmed,
         UpstreamError,
     )
-    from chatstream.extension import ChatStream, Service
+    from chatstream.extension import ChatStream
     from chatstream.iterable import StreamIterable
     from chatstream.outcome import Cancelled, Cause, Kind, Outcome, Phase, Started, Usage
+    from chatstream.service import Service
     from chatstream.signals import cancel_answered, stream_ended, stream_started
     from chatstream.stream import Stream
 
@@ -54,7 +55,7 @@ __all__ = [
     "stream_started",
 ]
 
-_ROOMS = ("outcome", "errors", "signals", "stream", "iterable", "extension")
+_ROOMS = ("outcome", "errors", "signals", "stream", "iterable", "service", "extension")
 
 
 def __getattr__(name: str) -> Any:

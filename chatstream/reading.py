@@ -18,7 +18,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from chatstream.errors import Refused, StreamError
 
 if TYPE_CHECKING:
-    from chatstream.extension import Service
+    from chatstream.service import Service
 
 ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """A session's or a stream's name."""

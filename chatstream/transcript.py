@@ -84,10 +84,10 @@ class Transcript:
             whole: Whether the provider has said all it had to.
         """
         self._read()
-        text, reasoning = self._text.getvalue(), self._reasoning.getvalue()
+        text, reasoning = _joined(self._text.getvalue()), _joined(self._reasoning.getvalue())
         estimated = estimate(text) + estimate(reasoning)
         usage = self._usage(estimated, whole) if asked else None
-        return Said(text, reasoning, self._model, usage)
+        return Said(text, reasoning, self._model and _joined(self._model), usage)
 
     def _usage(self, estimated: int, whole: bool) -> Usage:
         """The provider's figures, or what can be made of what is known."""
@@ -129,6 +129,17 @@ class Transcript:
             if words and isinstance(words, str):
                 kept.write(words)
                 self._deltas += 1
+
+
+def _joined(text: str) -> str:
+    """Text that can be encoded.
+
+    JSON may have the halves of a surrogate pair in two events (RFC 8259, section 8.2); a browser
+    joins them, and shows a half that stays alone as U+FFFD.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def estimate(text: str) -> int:

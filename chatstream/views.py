@@ -19,7 +19,7 @@ from chatstream.reading import ID, argument, json_body, owner, service, session_
 
 if TYPE_CHECKING:
     from chatstream.config import Settings
-    from chatstream.extension import Service
+    from chatstream.service import Service
 
 
 def blueprint(settings: Settings) -> Blueprint:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
 
@@ -38,7 +38,7 @@ NODE_MODULES = Path(__file__).parent / "node" / "node_modules"
 def require(program: str) -> None:
     """Skips the test where `program` is not installed; in CI that is a failure."""
     if shutil.which(program) is None:
-        _lacking(f"no {program} here")
+        lacking(f"no {program} here")
 
 
 def program(name: str) -> str:
@@ -53,10 +53,11 @@ def require_package(name: str) -> None:
     """The same for a package of tests/node/package.json, which `make test` installs."""
     require("node")
     if not (NODE_MODULES / name).is_dir():
-        _lacking(f"no npm package {name} here")
+        lacking(f"no npm package {name} here")
 
 
-def _lacking(what: str) -> None:
+def lacking(what: str) -> NoReturn:
+    """Skips the test for want of something; in CI that is a failure."""
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 

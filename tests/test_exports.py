@@ -116,7 +116,7 @@ def test_gunicorns_master_gets_only_the_worker(worker: str) -> None:
 import sys, threading
 import chatstream.workers.{worker}
 assert threading.active_count() == 1
-kept_out = {{"flask", "werkzeug", "urllib3", "requests", "redis", "chatstream.extension"}}
+kept_out = {{"flask", "werkzeug", "urllib3", "requests", "redis", "chatstream.service"}}
 if "{worker}" != "gevent":
     kept_out.add("gevent")
 loaded = kept_out & set(sys.modules)

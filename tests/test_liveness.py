@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatstream import connections, extension, liveness
+from chatstream import connections, liveness, lookout
 from chatstream.liveness import has_vanished, notice_vanished, restore
 from tests.conftest import eventually, fill
 
@@ -150,5 +150,5 @@ def test_a_shut_window_is_no_reason(
 def test_the_times_fit() -> None:
     """All is over after 45 s."""
     assert liveness.SILENCE + liveness.KEEPALIVE_IDLE < 45
-    assert liveness.SILENCE + extension.LOOK < 45
+    assert liveness.SILENCE + lookout.LOOK < 45
     assert connections.USER_TIMEOUT + liveness.KEEPALIVE_INTERVAL < 45

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from chatstream import logs
+from chatstream.announcing import log_outcome
 from chatstream.config import Settings
 from chatstream.errors import ConfigError, UpstreamError
-from chatstream.extension import _log_outcome
 from chatstream.outcome import Cause, Kind, Outcome, Phase
 
 JSON = Settings(log_format="json")
@@ -124,7 +124,7 @@ def test_a_terminal_line_and_its_fields(
 ) -> None:
     """The line is as ever; its facts are on the record too, and nothing of what people wrote."""
     with caplog.at_level(logging.INFO, "chatstream"):
-        _log_outcome(outcome)
+        log_outcome(outcome)
     (record,) = caplog.records
     assert line == record.getMessage()
     plain = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}

@@ -487,10 +487,8 @@ class RedisBus(Bus):
         for claim, over in claims:
             keys, values = self._keys_and_values(claim)
             more = [_ms(self._ttl), digest(*claim.name), over]
-            if self._limit:  # one that has ended needs no place any more
-                keys, more = (
-                    (keys, [*more, _place_of(claim)]) if self._is_live(claim) else (keys[:3], more)
-                )
+            if self._limit:
+                more.append(_place_of(claim))
             self._refresh_script(keys, [*values, *more], client=pipeline)
         for (claim, over), (early, other) in zip(claims, pipeline.execute(), strict=True):
             if early:  # cancelled by somebody who could not know that it was live

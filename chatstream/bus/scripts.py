@@ -80,8 +80,8 @@ return {'claimed', of_session == 'other' and session or '', early(KEYS[3], ARGV[
 REFRESH = (
     _STATE
     + """
--- KEYS session stream early, places if one is needed
--- ARGV session-value stream-value ttl name session-over, place if one is needed
+-- KEYS session stream early, places if they are counted
+-- ARGV session-value stream-value ttl name session-over, place if they are
 -- Returns whether a cancel came early, and what else stands for the session.
 local session = redis.call('GET', KEYS[1])
 local of_session = state(session, ARGV[1], ARGV[5])

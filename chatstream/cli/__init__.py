@@ -19,7 +19,7 @@ from flask.cli import NoAppException, ScriptInfo
 from chatstream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from chatstream.extension import Service
+    from chatstream.service import Service
 
 group = click.Group("chatstream", help="Streams of an LLM provider that stop when told to.")
 

@@ -17,8 +17,8 @@ from chatstream.outcome import Cause
 from chatstream.stream import ProviderEvent
 
 if TYPE_CHECKING:
-    from chatstream.extension import Service
     from chatstream.iterable import StreamIterable
+    from chatstream.service import Service
 
 STOPPED = "[stopped]"
 """Ends an answer that was stopped, for who reads it and for the model."""

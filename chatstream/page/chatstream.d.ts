@@ -20,6 +20,12 @@ export interface StreamOptions {
   credentials?: RequestCredentials;
   /** Stops the answer when it is aborted. */
   signal?: AbortSignal | null;
+  /**
+   * Whether the page's end (a reload, a link, a closed tab) posts the cancel. Default: true. With
+   * false the connection is closed and that is all: a service whose CHATSTREAM_ON_DISCONNECT is
+   * "finish" then has the answer to its end.
+   */
+  stopOnLeave?: boolean;
   /** What to call instead of the global fetch. */
   fetch?: (url: string, init: RequestInit) => Promise<Response>;
   /** Anything else goes to the provider as it is: model, temperature, … */

@@ -173,7 +173,7 @@ class Answer {
     this.#cancel = cancel;
     this.#events = this.#read();
     if (options.signal?.aborted) this.#settle("stopped");
-    else this.#listen(options.signal);
+    else this.#listen(options);
     this.#response = this.stopped ? Promise.resolve(undefined) : this.#open(ask);
     this.#response.catch(() => {}); // the iteration throws it, if there is one
   }
@@ -253,12 +253,13 @@ class Answer {
     return new StreamError("The connection failed.", { code: "network", cause: error });
   }
 
-  /** @param {AbortSignal | null | undefined} signal */
-  #listen(signal) {
+  /** @param {StreamOptions} options */
+  #listen({ signal, stopOnLeave = true }) {
     const options = { signal: this.#settled.signal };
     signal?.addEventListener("abort", () => void this.stop(), options);
     const leave = () => {
-      void this.stop();
+      if (stopOnLeave) void this.stop();
+      else if (this.#settle("stopped")) this.#interrupt(); // without a cancel: the service goes on
       this.#abort(); // no timer fires in a page that is gone
     };
     globalThis.addEventListener?.("pagehide", leave, options); // Node has none
@@ -355,7 +356,7 @@ class Answer {
  *
  * @param {StreamOptions} options
  */
-function prepare({ url, cancelUrl, headers, credentials, signal, fetch, ...fields }) {
+function prepare({ url, cancelUrl, headers, credentials, signal, stopOnLeave, fetch, ...fields }) {
   const sessionId = fields.sessionId ?? randomId();
   const streamId = fields.streamId ?? randomId();
   const streamAt = new URL(url ?? new URL("stream", import.meta.url), baseUrl());

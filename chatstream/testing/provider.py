@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from chatstream.config import Settings
-    from chatstream.extension import Service
+    from chatstream.service import Service
     from chatstream.testing.browser import Answer
 
 Until = Literal["started", "headers", "delivered", "closed"]

@@ -25,9 +25,9 @@ from typing import Any
 from chatstream.bus import base, early, local, redis, unix
 from chatstream.bus.base import Answer, Bus, Request
 from chatstream.config import Settings
-from chatstream.extension import Service
 from chatstream.iterable import StreamIterable
 from chatstream.outcome import Cause
+from chatstream.service import Service
 from chatstream.stream import Stream
 
 

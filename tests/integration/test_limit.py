@@ -269,6 +269,7 @@ def test_all_of_ones_own_are_stopped_at_all_hosts(hosts: Hosts, owner: str) -> N
         found = cancel_all(fleet, owner)
         assert not is_open(hosts.a, f"{owner}.1")
         assert not is_open(hosts.b, f"{owner}.2")
-        assert set(found) == {*hosts.a.server.workers, *hosts.b.server.workers}
-        stopped = sorted(name for _, names in found.values() for name in names)
-        assert stopped == [f"{owner}.1", f"{owner}.2"]
+        stopped = {name: pid for pid, (_, names) in found.items() for name in names}
+        assert set(stopped) == {f"{owner}.1", f"{owner}.2"}
+        assert stopped[f"{owner}.1"] in hosts.a.server.workers
+        assert stopped[f"{owner}.2"] in hosts.b.server.workers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import ssl
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,6 @@ def assert_a_cancel_stops(rig: Rig) -> None:
 
 
 FLASK = ["flask", "--app", "tests.integration.app", "run", "--port", "0"]
-WAITRESS = ["waitress", "--listen=127.0.0.1:0", "--threads=8"]
 FOREIGN = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", "/dev/null"]
 
 
@@ -67,16 +65,6 @@ def test_flask_run(log_file: Path, provider: Provider) -> None:
             client.until(b'"content"')
             client.reset()
             assert "cause=client" in rig.server.ending_of(f"rst-{number}")
-
-
-def test_waitress(log_file: Path, provider: Provider) -> None:
-    """waitress shows no socket: a cancel stops at once, a close is found by the pings."""
-    ready = r"Serving on http://127\.0\.0\.1:(\d+)"
-    clocks = {"CHATSTREAM_PING_INTERVAL": "0.2"}
-    with serving(log_file, provider, command=WAITRESS, ready=ready, **clocks) as rig:
-        assert_whole_answers(rig)
-        assert_a_cancel_stops(rig)
-        assert_a_close_stops(rig)
 
 
 @pytest.mark.parametrize("scene", ["headers", "silent"])
@@ -153,25 +141,6 @@ def test_preload_app(log_file: Path, provider: Provider, worker_class: str) -> N
         assert_a_close_stops(rig)
         assert_a_cancel_stops(rig)
         assert len(list(Path(f"/proc/{rig.server.pid}/task").iterdir())) == 1
-
-
-@pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
-def test_tls_towards_the_client(
-    log_file: Path, provider: Provider, certificate: Certificate, worker_class: str
-) -> None:
-    """A client behind gunicorn's own TLS is watched just the same."""
-    options = ["--certfile", certificate.cert, "--worker-class", worker_class]
-    clocks = {"CHATSTREAM_PING_INTERVAL": FAR, "CHATSTREAM_WORKER_CLASS": worker_class}
-    trust = ssl.create_default_context(cafile=certificate.authority)
-    with serving(log_file, provider, *options, tls=trust, **clocks) as rig:
-        for session, leave in (("fin", Client.close), ("rst", Client.reset)):
-            client = rig.client(tls=trust)
-            client.post(session, simulate={"id": session, "silent_after": 2, "rate": 100})
-            client.until(b'"content"')
-            leave(client)
-            assert rig.provider.request(session, "closed")["closed_by"] == "client"
-            assert "cause=client" in rig.server.ending_of(session)
-        assert "Traceback" not in rig.server.log()
 
 
 def fails_to_start(log: Path, **more: Any) -> str:

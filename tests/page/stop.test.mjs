@@ -296,6 +296,26 @@ test("the page's end stops", async (t) => {
   assert.equal(listeners(), 0);
 });
 
+for (const phase of ["headers", "silent", "streaming"]) {
+  test(`with stopOnLeave: false the page's end closes the connection, and posts nothing: ${phase}`, async (t) => {
+    const { target, listeners } = page(t);
+    const scene = await begin(t, phase, { stopOnLeave: false });
+    target.dispatchEvent(new Event("pagehide"));
+    await assertStopped(scene, 0);
+    assert.equal(listeners(), 0);
+    assert.equal("stopOnLeave" in JSON.parse(scene.service.asked[0].body), false);
+    assert.deepEqual(await scene.answer.stop(), { confirmed: true, reason: "ended" });
+    assert.deepEqual(scene.service.cancels, []);
+  });
+}
+
+test("with stopOnLeave: false a stop is one as ever", async (t) => {
+  page(t);
+  const scene = await begin(t, "streaming", { stopOnLeave: false });
+  assert.deepEqual(await scene.answer.stop(), { confirmed: true, reason: "cancelled" });
+  await assertStopped(scene);
+});
+
 for (const [how, answer] of [
   ["it completed", saying(DONE)],
   ["it was refused", refusing(429, {})],

@@ -30,6 +30,7 @@ async function use(signal: AbortSignal): Promise<string> {
     headers: { "X-CSRFToken": "token" },
     credentials: "include",
     signal,
+    stopOnLeave: false,
     fetch: (url, init) => fetch(url, { ...init, cache: "no-store" }),
     model: "deepseek-reasoner",
     temperature: 0.5,

@@ -25,7 +25,7 @@ from gunicorn.glogging import Logger
 
 from chatstream import ChatStream, server
 from chatstream.detached import Detachable, Exchange
-from chatstream.extension import Service
+from chatstream.service import Service
 from chatstream.simulator import Simulator
 from chatstream.workers.gthread import ThreadWorker
 from tests.conftest import eventually

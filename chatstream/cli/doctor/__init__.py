@@ -22,7 +22,7 @@ from chatstream.cli.terminal import Terminal
 from chatstream.config import Settings
 
 if TYPE_CHECKING:
-    from chatstream.extension import Service
+    from chatstream.service import Service
 
 STYLES = {State.OK: "green", State.NOTE: "cyan", State.WARN: "yellow", State.FAIL: "bold red"}
 
