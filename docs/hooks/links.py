@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 _COMMENT = re.compile(r"<!-- (?:block:|hidden ).*?-->\n?", re.DOTALL)
 
 
@@ -42,7 +43,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = _COMMENT.sub("", markdown)
     if page.file.generated_by is None:
         return _OUTSIDE.sub(lambda match: f"]({_called(match[1])}", markdown)
+    markdown = _LINK.sub(lambda match: f"]({_file(match[1], page.file.src_uri)}", markdown)
     return re.sub(r"\]\((?:\.\./)*docs/", "](" + "../" * page.file.src_uri.count("/"), markdown)
+
+
+def _file(link: str, source: str) -> str:
+    """A link as a site can have it: one to a folder is to its README."""
+    is_folder = (ROOT / source).parent.joinpath(link).is_dir()
+    return f"{link.rstrip('/')}/README.md" if is_folder else link
 
 
 def _called(name: str) -> str:
@@ -53,5 +61,6 @@ def _called(name: str) -> str:
 def _links(page: Path) -> set[str]:
     """Names, from the checkout's root, of the files that a page outside docs/ links to."""
     folder = page.parent.relative_to(ROOT).as_posix()
-    found = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text())
+    source = page.relative_to(ROOT).as_posix()
+    found = [_file(link, source) for link in _LINK.findall(page.read_text())]
     return {posixpath.normpath(posixpath.join(folder, name)) for name in found}

@@ -55,11 +55,13 @@ class Process:
     def until(self, pattern: str, since: int = 0, patience: float = LONGEST) -> re.Match[str]:
         """Reads until the output from `since` on has it. Fails when it ends, or takes too long."""
         deadline = time.monotonic() + patience
+        goes_on = True
         while not (match := re.compile(pattern, re.MULTILINE).search(self.output, since)):
+            if not goes_on:
+                raise AssertionError(f"it ended without {pattern!r}:\n{self.output[since:]}")
             if not self._selector.select(max(0.0, deadline - time.monotonic())):
                 raise AssertionError(f"no {pattern!r} in {patience} s:\n{self.output[since:]}")
-            if not self.read():
-                raise AssertionError(f"it ended without {pattern!r}:\n{self.output[since:]}")
+            goes_on = self.read()
         return match
 
     def read(self) -> bool:

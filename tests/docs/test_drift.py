@@ -79,3 +79,15 @@ def test_the_tests_that_pages_name_are_there() -> None:
     named = set(re.findall(r"\btest_\w+\.py\b", WORDS)) - {"test_app.py"}
     assert len(named) > 10
     assert named - {file.name for file in (ROOT / "tests").rglob("test_*.py")} == set()
+
+
+@pytest.mark.parametrize("interface", ["StreamOptions", "StreamError", "Answer"])
+def test_what_the_module_has_is_on_its_page(interface: str) -> None:
+    """Each option and each member that chatstream.d.ts declares."""
+    types = (ROOT / "chatstream" / "page" / "chatstream.d.ts").read_text()
+    body = re.split(rf"(?:interface|class) {interface} .*{{\n", types)[1].partition("\n}")[0]
+    names = set(re.findall(r"^  (?:readonly )?(\w+)\??(?:: |\()", body, re.MULTILINE))
+    assert len(names - {"constructor"}) > 3
+    page = (ROOT / "docs" / "browser.md").read_text()
+    left_out = {name for name in names if not re.search(rf"\b{name}\b", page)}
+    assert left_out - {"constructor", "name"} == set()

@@ -93,7 +93,7 @@ def test_what_is_said_of_no_block_is_a_fault(page: Path, rest: str) -> None:
 
 def test_every_page_has_blocks() -> None:
     """Those of words and figures only are named here."""
-    assert {page.name for page in PAGES if not blocks(page)} == {"scale.md", "servers.md"}
+    assert {page.name for page in PAGES if not blocks(page)} == {"scale.md"}
 
 
 TYPED = """\
@@ -182,6 +182,11 @@ def test_what_goes_on_is_ended(reader: Reader, tmp_path: Path) -> None:
     reader.close()
     assert len(pids) == 2
     eventually(lambda: not any(is_running(int(pid)) for pid in pids), "no process")
+
+
+def test_the_last_words_are_read(reader: Reader) -> None:
+    """What a program says as it ends is what it said."""
+    assert reader.begin("echo no; echo yes", "yes").output == "no\nyes\n"
 
 
 def test_what_never_comes_fails(reader: Reader) -> None:
