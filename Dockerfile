@@ -12,7 +12,7 @@ WORKDIR /opt/chatstream
 COPY pyproject.toml requirements.txt README.md LICENSE ./
 COPY chatstream chatstream
 RUN python -m venv .venv \
-    && .venv/bin/pip install --no-cache-dir --requirement requirements.txt '.[gevent,redis]'
+    && .venv/bin/pip install --no-cache-dir --requirement requirements.txt '.[cors,gevent,json,metrics,redis]'
 
 FROM python:3.12-slim
 WORKDIR /opt/chatstream
@@ -26,7 +26,7 @@ USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-c", \
-    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/api/chat/openapi.json', timeout=2)"]
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 # The exec form: gunicorn itself gets the signal, and no shell. Its heartbeat is in memory, since a
 # container's disk may be slow.
 CMD ["gunicorn", "--no-control-socket", "--worker-tmp-dir", "/dev/shm", "wsgi:app"]

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -27,7 +26,7 @@ class Service:
     def __init__(self) -> None:
         self.told: list[bool] = []
         self._rest = False
-        self._listeners: list[Callable[[Any], object]] = []
+        self._listeners: list[Callable[[], object]] = []
 
     def drain(self, *, at_once: bool = False) -> None:
         self.told.append(at_once)
@@ -37,7 +36,7 @@ class Service:
     def at_rest(self) -> bool:
         return self._rest
 
-    def on_end(self, listener: Callable[[Any], object]) -> Callable[[], None]:
+    def on_rest(self, listener: Callable[[], object]) -> Callable[[], None]:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -47,7 +46,7 @@ class Service:
     def over(self) -> None:
         self._rest = True
         for listener in list(self._listeners):
-            listener(None)
+            listener()
 
     @property
     def is_awaited(self) -> bool:
