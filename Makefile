@@ -28,9 +28,10 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Not --quiet: MkDocs would count no warnings then.
 docs: .venv/.dev  ## the pages as a site, in site/
 	$(BIN)/python -m docs.hooks.settings
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet it would count no warnings
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/.bench  ## ours and the peers that can be had here; bench/RESULTS.md, docs/charts
 	$(BIN)/python -m bench $(BENCH)

@@ -53,7 +53,8 @@ class Reader:
         self._service = ""  # host:port of what the page's addresses mean
         self._processes: list[Process] = []
         environ = self._environment()
-        self._stack.enter_context(_replaced(os.environ, environ))
+        here = {"CI": os.environ.get("CI", "")}  # where what lacks is a failure
+        self._stack.enter_context(_replaced(os.environ, environ | here))
         self._stack.enter_context(_chdir(folder))
         self.shell = self._stack.enter_context(Shell(folder, environ))
         self.names: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,6 +174,23 @@ def test_the_shell_keeps_what_it_was_told(reader: Reader) -> None:
     """Variables and folders, from block to block; a command that reads gets nothing."""
     run(Block(reader.page, 1, "console", "$ export A=1; mkdir -p b; cd b\n"), reader)
     run(Block(reader.page, 1, "console", "$ echo $A; basename $PWD; cat\n1\nb\n"), reader)
+
+
+@pytest.mark.parametrize(("ci", "verdict"), [("true", "Failed"), ("", "Skipped")])
+def test_what_lacks_is_a_failure_in_ci(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ci: str, verdict: str
+) -> None:
+    """Elsewhere the block, and what stands on it, is skipped."""
+    monkeypatch.setenv("CI", ci)
+    reader = Reader(page, tmp_path)
+    os.environ["PATH"] = str(tmp_path)
+    block = Block(page, 1, "console", "$ curl --version\n")
+    try:
+        with pytest.raises((pytest.fail.Exception, pytest.skip.Exception)) as caught:  # type: ignore[arg-type]
+            run(block, reader)
+    finally:
+        reader.close()
+    assert caught.typename == verdict
 
 
 def test_what_goes_on_is_ended(reader: Reader, tmp_path: Path) -> None:
