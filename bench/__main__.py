@@ -18,7 +18,7 @@ from bench.measure import MEASUREMENTS, run
 from bench.processes import ROOT, raise_file_limit
 from bench.record import READING, conditions
 from bench.rows import Row, Sizes
-from bench.systems import SYSTEMS
+from bench.systems import HOOKS, SYSTEMS
 from bench.table import table, verdict, words
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -63,8 +63,8 @@ def _draw(rows: list[Row], folder: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     add = parser.add_argument
-    add("--systems", type=some(SYSTEMS), default=list(SYSTEMS), metavar="A,B",
-        help=f"of {', '.join(SYSTEMS)} (default: all)")  # fmt: skip
+    add("--systems", type=some([*SYSTEMS, *HOOKS]), default=list(SYSTEMS), metavar="A,B",
+        help=f"of {', '.join(SYSTEMS)} (default: all); {', '.join(HOOKS)}")  # fmt: skip
     add("--only", type=some(MEASUREMENTS), default=list(MEASUREMENTS), metavar="A,B",
         help=f"of {', '.join(MEASUREMENTS)} (default: all)")  # fmt: skip
     add("--stops", type=int, help="stops of each kind (default: 100)")

@@ -11,7 +11,7 @@ from bench.idle import idle
 from bench.receiving import receiving
 from bench.rows import FAILURES, Row, Sizes, failed
 from bench.stops import stops
-from bench.systems import SYSTEMS, System
+from bench.systems import HOOKS, SYSTEMS, System
 
 Measurement = Callable[[System, Sizes], Iterator[Row]]
 
@@ -38,7 +38,7 @@ def run(
     sizes: Sizes,
     *,
     measurements: dict[str, Measurement] = MEASUREMENTS,
-    known: dict[str, System] = SYSTEMS,
+    known: dict[str, System] = {**SYSTEMS, **HOOKS},  # noqa: B006
 ) -> Iterator[Row]:
     """Measures; what cannot be run, and what fails, is a row that says why.
 

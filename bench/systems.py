@@ -11,8 +11,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.client import Address, Connection, chat, request
 from bench.processes import ROOT, free_port, process, python, raise_file_limit, tree
@@ -103,6 +105,17 @@ def _ours(worker: str, detach: bool, url: str, port: int, streams: int, workers:
     settings["CHATSTREAM_THREADS"] = str(slots + max(32, slots // 8))
     command[3:3] = ["--worker-connections", str(2 * slots + 1000)]
     return Launch(command, settings)
+
+
+def _detached(*given: Any, app: str = "wsgi:app", folder: Path = ROOT, **more: str) -> Launch:
+    """Ours as it is run, of another app, in another checkout, or with more settings."""
+    launch = _ours("gthread", True, *given[:4])
+    return replace(
+        launch,
+        command=[*launch.command[:-1], app],
+        settings=launch.settings | more,
+        folder=folder,
+    )
 
 
 def _node(folder: str, url: str, port: int, *_: object) -> Launch:
@@ -203,6 +216,33 @@ SYSTEMS = {
         System("litellm", _litellm, _needs(file=LITELLM), PROVIDER, _CLOSE),
     )
 }
+
+
+BEFORE = os.environ.get("CHATSTREAM_BENCH_BEFORE", "")
+"""Another checkout of chatstream, to compare this one with in one run."""
+
+HOOKS = {
+    system.name: system
+    for system in (
+        System(
+            "before",
+            partial(_detached, folder=Path(BEFORE)),
+            lambda: "" if BEFORE else "CHATSTREAM_BENCH_BEFORE names no other checkout",
+        ),
+        System("with a listener", partial(_detached, app="bench.listening:app"), _needs()),
+        System(
+            "with figures",
+            partial(_detached, CHATSTREAM_METRICS="/metrics"),
+            _needs(modules="prometheus_client"),
+        ),
+        System(
+            "with a limit",
+            partial(_detached, CHATSTREAM_MAX_STREAMS_PER_OWNER="10000"),
+            _needs(),
+        ),
+    )
+}
+"""Ours with what an app can have of it, and as it was before. Where they are named."""
 
 
 @contextlib.contextmanager
