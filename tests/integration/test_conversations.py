@@ -174,6 +174,7 @@ def conversation(example: Example) -> Iterator[str]:
 
 def cancelled(example: Example, client: Client, conversation: str, stream: str) -> str:
     """Ends an answer by a cancel. Returns what the client saw of it."""
+    client.until(b'"a "')  # else it may be stopped before a word was passed on
     assert example.cancel(conversation, stream) == 200
     return read(client)
 
