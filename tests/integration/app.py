@@ -21,7 +21,11 @@ from chatstream import ChatStream
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s [%(process)d] %(message)s")
 app = Flask(__name__)
-ChatStream(app, identify=lambda: request.headers.get("X-User", "anybody"))
+ChatStream(
+    app,
+    identify=lambda: request.headers.get("X-User", "anybody"),
+    admin=lambda: request.headers.get("X-Admin") == "yes",
+)
 
 
 def beside(environ: dict[str, object], start_response: Any) -> list[bytes]:
