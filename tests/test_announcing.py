@@ -241,11 +241,14 @@ def test_a_worker_that_ends_waits_for_who_listens(chat: Chat) -> None:
             assert saved.wait(10)
 
     chat.listener.do = save
+    rested: list[bool] = []  # at each change of the slots
+    chat.service.registry.on_change = lambda: rested.append(chat.service.at_rest())
     thread = threading.Thread(target=chat.ask)
     thread.start()
     assert saving.wait(10)
     assert not chat.service.at_rest()
     assert chat.service.registry.live() == []
+    assert not any(rested), "not for a moment either"
     saved.set()
     thread.join(10)
     assert chat.service.at_rest()

@@ -958,6 +958,19 @@ def test_without_room_for_a_bus_there_is_none_for_a_stream(
     assert us._bus is starts[-1]
 
 
+def test_a_bus_that_fails_for_another_reason_keeps_no_slot(
+    service: MakeService, provider: responses.RequestsMock
+) -> None:
+    """It is a fault of ours, and is raised; the worker can end all the same."""
+    us = service()
+    bus = others(us)
+    bus.on_release = lambda: 1 / 0
+    iterable = us.open(PAYLOAD)
+    with pytest.raises(ZeroDivisionError):
+        walked(iterable)
+    assert us.at_rest()
+
+
 @pytest.mark.usefixtures("provider")
 def test_sessions_are_what_lives_here_and_elsewhere(service: MakeService) -> None:
     """Of all owners or of one; what has ended is not among them. Others may be silent."""
