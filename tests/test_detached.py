@@ -527,6 +527,21 @@ def test_a_client_that_closes_its_side_is_sent_nothing_more(move: MakeMoved) -> 
     assert m.client.recv(1) == b""
 
 
+def test_nobody_is_pinged(move: MakeMoved, loop: Loop) -> None:
+    """Before the headers a ping would begin a response, which is app code, for nobody."""
+    m = move(form=outliving, answers=False, ping_interval=0.05)
+    m.start()
+    m.stream.client_gone()
+    later = threading.Event()
+    loop.call_later(0.2, later.set)
+    assert later.wait(10)
+    assert m.starts == 0
+    m.leave()
+    m.answer()
+    m.say(EVENT, DONE)
+    assert m.end().text == "a"
+
+
 # Faults of ours, and of the app's
 
 

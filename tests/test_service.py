@@ -1691,6 +1691,16 @@ def test_a_drain_is_within_graceful_timeout(
     assert service()._time_to_drain() == time
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_worker_that_is_to_end_is_draining(
+    service: MakeService, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    """Also before its streams are told: after `max_requests` it takes no more connections."""
+    us = service()
+    monkeypatch.setattr(server, "gunicorn_worker", lambda: SimpleNamespace(alive=alive))
+    assert us.draining() is not alive
+
+
 def test_an_app_follows_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, and before each request; the worker finds its service."""
     asked: list[str] = []
