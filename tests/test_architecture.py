@@ -292,6 +292,15 @@ def test_every_module_and_public_function_is_annotated(module: str) -> None:
     assert [f.name for f in functions(MODULES[module]) if f.returns is None] == []
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_the_page_has_every_room(module: str) -> None:
+    """ARCHITECTURE.md names each, among the rooms; but what stands alone, or belongs to one."""
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text().partition("## A request")[0]
+    package, _, name = module.rpartition(".")
+    if package not in ("simulator", "cli.doctor") and not module.endswith("__"):
+        assert re.search(rf"\b{name}\b", page)
+
+
 @pytest.mark.parametrize("word", ["utils", "helpers", "common", "manager", "models", "constants"])
 def test_rooms_that_are_not_built(word: str) -> None:
     """Each module is named for what it knows."""

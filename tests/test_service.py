@@ -44,7 +44,7 @@ from chatstream.config import Settings
 from chatstream.errors import RequestTimeout, conflict, too_many
 from chatstream.simulator import Simulator
 from chatstream.slots import Slots
-from tests.conftest import eventually
+from tests.conftest import descriptors, eventually
 from tests.test_lookout import StuckClient
 
 URL = "https://provider.test/v1/chat"
@@ -54,17 +54,7 @@ EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """Fails a test that leaves a thread or a descriptor behind."""
-    fds, threads = descriptors(), set(threading.enumerate())
-    yield
-    eventually(lambda: set(threading.enumerate()) <= threads, "threads as before")
-    eventually(lambda: descriptors() <= fds, "descriptors as before")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 @pytest.fixture
