@@ -38,7 +38,7 @@ from tests.moving import (
     connected,
     error_of,
 )
-from tests.test_unattended import numbers, outliving, said
+from tests.test_unattended import heard, numbers, outliving, said
 from tests.test_upstream import CHUNKED, PAYLOAD, Peer, Provider, Script, always_says, chunk
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -540,6 +540,32 @@ def test_nobody_is_pinged(move: MakeMoved, loop: Loop) -> None:
     m.answer()
     m.say(EVENT, DONE)
     assert m.end().text == "a"
+
+
+@pytest.mark.parametrize(("lacking", "text"), [(1, "a"), (2, "a"), (3, "")])
+def test_an_event_was_seen_without_the_end_of_its_chunk(
+    move: MakeMoved, lacking: int, text: str
+) -> None:
+    """What HTTP puts behind an event is none of it: that one was sent, and is in the text."""
+
+    class Breaking:
+        """The server's socket: the client takes nearly all of the first write, and is gone."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(m.server, name)
+
+        def send(self, data: bytes) -> int:
+            if m._left:
+                raise BrokenPipeError
+            m._left = True  # it was cut off
+            return m.server.send(data[:-lacking])
+
+    m = move(form=heard, chunked=True)
+    m.exchange.sock = Breaking()
+    m.say(EVENT)
+    m.start()
+    outcome = m.end()
+    assert (outcome.cause, outcome.text) == (Cause.CLIENT, text)
 
 
 # Faults of ours, and of the app's
