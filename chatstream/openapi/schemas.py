@@ -37,6 +37,7 @@ def chat_request() -> dict[str, Any]:
 
 
 def error_event() -> dict[str, Any]:
+    """What an `event: error` has for data."""
     return exactly(
         error=exactly(
             message={"type": "string"},
@@ -57,22 +58,27 @@ def exactly(**properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def word(*words: str) -> dict[str, Any]:
+    """One of these."""
     return {"type": "string", "enum": list(words)}
 
 
 def flag(value: bool) -> dict[str, Any]:
+    """True, or False, and not the other."""
     return {"type": "boolean", "const": value}
 
 
 def an_id() -> dict[str, Any]:
+    """A session's or a stream's name."""
     return {"type": "string", "pattern": PATTERN}
 
 
 def ref(name: str) -> dict[str, Any]:
+    """A schema of the document's that has a name."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def an_object() -> dict[str, Any]:
+    """JSON that is the provider's to describe."""
     return {"type": "object"}
 
 
