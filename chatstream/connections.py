@@ -235,10 +235,10 @@ class _PoolMixin(HTTPConnectionPool):
                 self._swept.pop().close()
         if conn is None or conn.sock is None:
             return
-        if conn.stream.disarm() and len(self._idle) < self._max_idle and not self._closed:
+        if conn.stream.disarm() and len(self._idle) < self._max_idle:
             conn.stream = None
             self._idle.append(_Idle(conn, monotonic()))
-            if self._closed:  # meanwhile, and that may have missed this one
+            if self._closed:  # looked at last: `close` may be taking the others just now
                 self._close_all()
             else:
                 self._sweep_after(IDLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flask import Flask
@@ -30,11 +31,17 @@ def allow(app: Flask, settings: Settings) -> None:
         raise ConfigError(
             "CHATSTREAM_CORS_ORIGINS needs Flask-CORS: pip install 'chatstream[cors]'"
         ) from None
-    places = filter(None, (settings.url_prefix, settings.openai_prefix))
     CORS(
         app,
-        resources=[rf"{re.escape(place.rstrip('/'))}/.*" for place in places],
+        resources=list(_resources(settings)),
         origins=list(settings.cors_origins),
         expose_headers=["X-Session-Id", "X-Stream-Id", "Retry-After", "WWW-Authenticate"],
         max_age=600,
     )
+
+
+def _resources(settings: Settings) -> Iterator[str]:
+    """Patterns of the routes. OpenAI's may be at the root, beside all of the app's."""
+    yield rf"{re.escape(settings.url_prefix)}/.*"
+    if settings.openai_prefix is not None:
+        yield rf"{re.escape(settings.openai_prefix.rstrip('/'))}/(chat/completions|models)$"

@@ -201,10 +201,8 @@ class Detached:
     def _go_on(self) -> None:
         if self._stream.unattended and not self._alone:
             self._alone = True
-            if self._state is SENDING:  # nobody takes it any more
-                self._loop.forget_ready(self._client_fd)
-                self._left = b""
-                self._sent()
+            if self._state is SENDING:
+                self._flush()
                 return
         if self._leave_headers() or (self._state is BODY and self._stream.ended):
             self._resume()
@@ -294,6 +292,7 @@ class Detached:
             self._put(self._exchange.begin(self._context.run(self._start_response, data)))
         except BaseException as error:
             self._gone = True
+            self._stream.unsent(len(data))
             if not isinstance(error, Exception):
                 raise
             self._exchange.fail(error)  # now: from `_sent` on the connection is the server's

@@ -5,7 +5,7 @@
      ├── RequestTimeout         a client does not send the rest of its request; an OSError too
      ├── StreamAborted          we ended it: the stream has a recorded cause
      └── StreamError            a stream that cannot be, or went wrong; has a code and a status
-          ├── Refused           the caller's request: 400, 405, 409, 413, 415, 429
+          ├── Refused           the caller's request: 400, 401, 403, 404, 405, 409, 413, 415, 429
           ├── Busy              this worker has no room: 503
           ├── Unconfirmed       the worker that has the stream does not answer: 504
           ├── BusUnavailable    which worker has the stream cannot be found out: 503

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -96,10 +97,15 @@ def _of_waitress(environ: Mapping[str, Any]) -> _socket.socket | None:
     fd = -1 if channel is None else channel.socket.fileno()
     if fd < 0:
         return None
-    own = _socket.socket(fileno=os.dup(fd))
+    try:
+        own = os.dup(fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:  # closed just now
+            return None
+        raise
     if channel.connected:
-        return own
-    own.close()  # its number may have been another's already
+        return _socket.socket(fileno=own)
+    os.close(own)  # its number may have been another's already, and that no socket's
     return None
 
 

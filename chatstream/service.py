@@ -505,12 +505,12 @@ class Service:
         self._let_go(stream, timer)
         self.registry.enter(stream)  # a worker that ends waits for those who listen
         self.registry.remove(stream)
-        with contextlib.suppress(OSError):  # the bus is broken, and has said so
-            self._bus.release(_claim_of(stream))
-        log_outcome(outcome)
-        if end is not None:
-            end(outcome)
         try:
+            with contextlib.suppress(OSError):  # the bus is broken, and has said so
+                self._bus.release(_claim_of(stream))
+            log_outcome(outcome)
+            if end is not None:
+                end(outcome)
             self._announcer.ended(outcome)
         finally:
             self.registry.leave(stream)

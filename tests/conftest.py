@@ -67,13 +67,18 @@ def nobody_elses_garbage() -> None:
     gc.collect()
 
 
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Fails a test that leaves a thread or a descriptor behind."""
-    fds, threads = len(os.listdir("/proc/self/fd")), set(threading.enumerate())
+    fds, threads = descriptors(), set(threading.enumerate())
     yield
     eventually(lambda: set(threading.enumerate()) <= threads, "threads as before")
-    eventually(lambda: len(os.listdir("/proc/self/fd")) <= fds, "descriptors as before")
+    eventually(lambda: descriptors() <= fds, "descriptors as before")
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,12 @@ FLOORS = [
     {"simulator.server"},
     {"simulator.command"},
     {"simulator", "simulator.__main__"},
+    {"openapi.refusals"},
+    {"openapi.schemas"},
+    {"openapi.responses"},
+    {"openapi.chat", "openapi.watching"},
+    {"openapi.openai"},
+    {"openapi"},
     {
         "errors",
         "sse",
@@ -37,7 +43,6 @@ FLOORS = [
         "outcome",
         "native",
         "liveness",
-        "openapi",
         "slots",
         "call_threads",
         "signals",
@@ -241,6 +246,12 @@ def test_each_foreign_library_is_asked_for() -> None:
         "config",
         "errors",
         "openapi",
+        "openapi.chat",
+        "openapi.openai",
+        "openapi.refusals",
+        "openapi.responses",
+        "openapi.schemas",
+        "openapi.watching",
         "bus.base",
         "workers.arrival",
     ],
@@ -279,6 +290,15 @@ def test_every_module_and_public_function_is_annotated(module: str) -> None:
     ]
     assert bare == []
     assert [f.name for f in functions(MODULES[module]) if f.returns is None] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_page_has_every_room(module: str) -> None:
+    """ARCHITECTURE.md names each, among the rooms; but what stands alone, or belongs to one."""
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text().partition("## A request")[0]
+    package, _, name = module.rpartition(".")
+    if package not in ("simulator", "cli.doctor") and not module.endswith("__"):
+        assert re.search(rf"\b{name}\b", page)
 
 
 @pytest.mark.parametrize("word", ["utils", "helpers", "common", "manager", "models", "constants"])

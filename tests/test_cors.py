@@ -92,6 +92,16 @@ def test_the_apps_other_routes_are_its_own() -> None:
         assert "Access-Control-Allow-Origin" not in response.headers
 
 
+def test_openais_routes_at_the_root() -> None:
+    """Where they are beside all others, those stay the app's own."""
+    browser = client(OPENAI_PREFIX="/")
+    for path in ("/chat/completions", "/models"):
+        assert preflight(browser, path)["Access-Control-Allow-Origin"] == PAGE
+    for path in ("/mine", "/models/mine", "/static/x.js", "/"):
+        response = browser.get(path, headers={"Origin": PAGE})
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
 def test_wherever_the_routes_are() -> None:
     """A prefix is no pattern."""
     browser = client(URL_PREFIX="/a.b", OPENAI_PREFIX="off")

@@ -23,6 +23,7 @@ from chatstream.errors import UpstreamError
 from chatstream.loop import Loop
 from chatstream.outcome import Cause, Kind, Phase
 from chatstream.stream import Stream
+from chatstream.transcript import Transcript
 from chatstream.upstream import Upstream
 from tests.conftest import eventually, fill
 from tests.moving import (
@@ -37,6 +38,7 @@ from tests.moving import (
     connected,
     error_of,
 )
+from tests.test_unattended import heard, numbers, outliving, said
 from tests.test_upstream import CHUNKED, PAYLOAD, Peer, Provider, Script, always_says, chunk
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -495,6 +497,77 @@ def test_a_ping_that_waits_for_the_client_is_not_the_phase(move: MakeMoved, loop
     m.leave()  # the test has sent some itself
 
 
+# A client that has gone, and keeps its socket
+
+
+def test_a_client_that_closes_its_side_while_it_does_not_read(move: MakeMoved) -> None:
+    """Nothing is sent to it any more, so nothing waits for it; and that is what the stream says."""
+    m = move(form=outliving, buffers=BUFFERS)
+    m.start()
+    m.say(said(0, 60_000), said(1, 60_000))
+    m.blocked()
+    m.leave("half-close")
+    eventually(lambda: m.stream.unattended, "that the client has gone")
+    eventually(lambda: m.stream.phase is Phase.BODY, "the provider is listened to")
+    m.say(DONE)
+    outcome = m.end()
+    assert (outcome.kind, numbers(outcome.text or "")) == (Kind.COMPLETED, [0, 1])
+
+
+def test_a_client_that_closes_its_side_is_sent_nothing_more(move: MakeMoved) -> None:
+    """Though it could read: what it has is what its stream's `client_left` says."""
+    m = move(form=outliving)
+    m.say(EVENT)
+    assert m.take(len(HEAD + EVENT)) == HEAD + EVENT
+    m.leave("half-close")
+    eventually(lambda: m.stream.unattended, "that the client has gone")
+    m.say(EVENT, DONE)
+    outcome = m.end()
+    assert (outcome.text, outcome.client_left) == ("aa", True)
+    assert m.client.recv(1) == b""
+
+
+def test_nobody_is_pinged(move: MakeMoved, loop: Loop) -> None:
+    """Before the headers a ping would begin a response, which is app code, for nobody."""
+    m = move(form=outliving, answers=False, ping_interval=0.05)
+    m.start()
+    m.stream.client_gone()
+    later = threading.Event()
+    loop.call_later(0.2, later.set)
+    assert later.wait(10)
+    assert m.starts == 0
+    m.leave()
+    m.answer()
+    m.say(EVENT, DONE)
+    assert m.end().text == "a"
+
+
+@pytest.mark.parametrize(("lacking", "text"), [(1, "a"), (2, "a"), (3, "")])
+def test_an_event_was_seen_without_the_end_of_its_chunk(
+    move: MakeMoved, lacking: int, text: str
+) -> None:
+    """What HTTP puts behind an event is none of it: that one was sent, and is in the text."""
+
+    class Breaking:
+        """The server's socket: the client takes nearly all of the first write, and is gone."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(m.server, name)
+
+        def send(self, data: bytes) -> int:
+            if m._left:
+                raise BrokenPipeError
+            m._left = True  # it was cut off
+            return m.server.send(data[:-lacking])
+
+    m = move(form=heard, chunked=True)
+    m.exchange.sock = Breaking()
+    m.say(EVENT)
+    m.start()
+    outcome = m.end()
+    assert (outcome.cause, outcome.text) == (Cause.CLIENT, text)
+
+
 # Faults of ours, and of the app's
 
 
@@ -502,6 +575,7 @@ def test_a_start_response_that_fails(move: MakeMoved) -> None:
     """The stream is over, its provider told; the loop lives, and other streams go on."""
     other = move()
     m = move()
+    m.stream.transcript = Transcript()
 
     def broken(data: bytes) -> bytes:
         m.starts += 1
@@ -512,7 +586,8 @@ def test_a_start_response_that_fails(move: MakeMoved) -> None:
     assert other.next() == EVENT
     m.say(EVENT)
     m.start()
-    assert m.end().cause is Cause.CLIENT
+    outcome = m.end()
+    assert (outcome.cause, outcome.text) == (Cause.CLIENT, ""), "nobody has seen a byte of it"
     assert m.hears_the_end()
     assert m.rest() == []
     assert m.exchange.over_with == [False]

@@ -24,7 +24,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 from werkzeug.wrappers import Response
 
 from chatstream import reading
-from tests.test_openapi import (
+from tests.openapi.scenes import (
     CANCELS,
     COMPLETED,
     COMPLETIONS,

@@ -151,6 +151,23 @@ def test_close_is_idempotent_and_tells_once(walk: MakeWalk, after: str) -> None:
     assert w.rest() == []
 
 
+def test_what_nobody_is_sent_is_not_waited_for(walk: MakeWalk) -> None:
+    """Dropped, a stream ends at once, also one that would outlive its client."""
+    w = walk()
+    w.say(EVENT)
+    assert w.next() == EVENT
+    w.stream.outlives_client = True
+    dropping = threading.Thread(target=w.iterable.drop)
+    dropping.start()
+    dropping.join(5)
+    waits = dropping.is_alive()
+    w.provider.close()
+    dropping.join()
+    assert not waits
+    [outcome] = w.outcomes
+    assert (outcome.cause, outcome.client_left) == (Cause.CLIENT, False)
+
+
 def test_a_whole_answer_is_drained_then_closed(walk: MakeWalk) -> None:
     """After `[DONE]` the rest gets a moment, so that the connection can be reused."""
     w = walk()

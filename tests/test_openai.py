@@ -19,10 +19,11 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, TestResponse
 
-from chatstream import ChatStream, Service, openai, openapi
+from chatstream import ChatStream, Service, openai
 from chatstream.config import Settings
 from chatstream.errors import UpstreamError
 from chatstream.iterable import StreamIterable
+from chatstream.openapi import refusals
 from chatstream.outcome import Cause
 from chatstream.stream import Stream
 from tests.conftest import eventually
@@ -380,7 +381,7 @@ IN_VAIN = {
 
 def test_which_faults_are_in_vain(drop: MakeDrop) -> None:
     """Of all that the routes know; the others may be gone when the client asks again."""
-    codes = {code for _, known in openapi.OPENAI_BEFORE.values() for code in known}
+    codes = {code for _, known in refusals.OPENAI_BEFORE.values() for code in known}
     with drop().app.test_request_context():
         told = {code: openai.refuse(UpstreamError("", code=code)).headers for code in codes}
     assert {code for code in codes if told[code].get("X-Should-Retry") == "false"} == IN_VAIN

@@ -287,6 +287,30 @@ def test_waitress_has_closed_it(pair: Pair, nothing_left: None) -> None:
         assert shown is None
 
 
+@pytest.mark.parametrize("reused", [False, True], ids=["free", "a file's"])
+def test_waitress_closes_it_meanwhile(nothing_left: None, reused: bool) -> None:
+    """After its number was read: that names nothing then, or what is no socket."""
+    sock = socket.socket()
+    channel = Channel(sock)
+
+    class Closing:
+        def fileno(self) -> int:
+            number = sock.fileno()
+            channel.connected = False
+            sock.close()
+            if reused:
+                assert os.dup2(file.fileno(), number) == number
+            return number
+
+    channel.socket = Closing()  # type: ignore[assignment]
+    with open(os.devnull) as file:
+        number = sock.fileno()
+        with client_socket(channel.environ) as shown:
+            assert shown is None
+        if reused:
+            os.close(number)
+
+
 @pytest.fixture
 def uwsgi(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """uWSGI's module."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import resource
 import socket
 import threading
@@ -22,21 +21,10 @@ from chatstream.errors import Busy, StreamAborted, UpstreamError
 from chatstream.loop import Loop
 from chatstream.outcome import Cause, Kind, Outcome, Phase
 from chatstream.stream import ProviderEvent, SocketHandle, Stream
-from tests.conftest import eventually
+from tests.conftest import descriptors
 from tests.moving import DONE, EVENT, FAULT, FINISH, SocketpairBody
 
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """Fails a test that leaves a thread or a descriptor behind."""
-    fds, threads = descriptors(), set(threading.enumerate())
-    yield
-    eventually(lambda: set(threading.enumerate()) <= threads, "threads as before")
-    eventually(lambda: descriptors() <= fds, "descriptors as before")
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 @pytest.fixture

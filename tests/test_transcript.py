@@ -173,3 +173,34 @@ def test_a_prompts_tokens(request_: Any, tokens: int | None) -> None:
     """The text of its messages; None where there is nothing to be read."""
     assert tokens == prompt_tokens(json.dumps(request_).encode())
     assert prompt_tokens(b"no json") is None
+
+
+# Halves of a character
+
+
+def chunk_of(content: str) -> bytes:
+    """A chunk as JSON in ASCII: with surrogates where need be."""
+    delta = {"content": content, "reasoning_content": content}
+    value = {"model": content, "choices": [{"index": 0, "delta": delta}]}
+    return b"data: %b\n\n" % json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    ("contents", "text"),
+    [
+        (["a\ud83d", "\ude42b"], "a🙂b"),
+        (["a\ud83d"], "a\ufffd"),
+        (["\ude42b"], "\ufffdb"),
+        (["\ud83d", "a", "\ude42"], "\ufffda\ufffd"),
+        (["\ud83d", "\ud83d\ude42"], "\ufffd🙂"),
+        (["žluť ", "🙂", "\ufeff\x00"], "žluť 🙂\ufeff\x00"),
+    ],
+)
+def test_halves_of_a_character(contents: list[str], text: str) -> None:
+    """Joined where they meet, U+FFFD where one stays alone: as a browser shows it.
+
+    So that it can be kept, in any database.
+    """
+    got = said(*(chunk_of(content) for content in contents))
+    assert (got.text, got.reasoning) == (text, text)
+    assert str(got.model).encode()

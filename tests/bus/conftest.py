@@ -368,3 +368,14 @@ def services(
     services = Services(workers, tmp_path_factory.mktemp("bus"), request)
     yield services
     services.end()
+
+
+@pytest.fixture(params=["local", "unix", "redis"])
+def service(services: Services, request: pytest.FixtureRequest) -> Service:
+    return services.make(request.param)
+
+
+@pytest.fixture(params=["unix", "redis"])
+def shared(services: Services, request: pytest.FixtureRequest) -> Service:
+    """A service that can have more than one worker."""
+    return services.make(request.param)

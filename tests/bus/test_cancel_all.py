@@ -31,17 +31,6 @@ from tests.conftest import eventually
 from tests.redis_server import RedisServer
 
 
-@pytest.fixture(params=["local", "unix", "redis"])
-def service(services: Services, request: pytest.FixtureRequest) -> Service:
-    return services.make(request.param)
-
-
-@pytest.fixture(params=["unix", "redis"])
-def shared(services: Services, request: pytest.FixtureRequest) -> Service:
-    """A service that can have more than one worker."""
-    return services.make(request.param)
-
-
 def reaches_others(member: Worker) -> bool:
     try:
         member.begin("check").result()

@@ -31,17 +31,6 @@ ROUNDS = 8
 """How often streams or cancels meet, where their order makes a difference."""
 
 
-@pytest.fixture(params=["local", "unix", "redis"])
-def service(services: Services, request: pytest.FixtureRequest) -> Service:
-    return services.make(request.param)
-
-
-@pytest.fixture(params=["unix", "redis"])
-def shared(services: Services, request: pytest.FixtureRequest) -> Service:
-    """A service that can have more than one worker."""
-    return services.make(request.param)
-
-
 def soon() -> float:
     """An instant at which commands to several workers can begin together."""
     return time.monotonic() + 0.02

@@ -34,16 +34,6 @@ from tests.bus.test_contract import AT_ONCE
 from tests.conftest import eventually
 
 
-@pytest.fixture(params=["local", "unix", "redis"])
-def service(services: Services, request: pytest.FixtureRequest) -> Service:
-    return services.make(request.param)
-
-
-@pytest.fixture(params=["unix", "redis"])
-def shared(services: Services, request: pytest.FixtureRequest) -> Service:
-    return services.make(request.param)
-
-
 @contextlib.contextmanager
 def visitor(service: Service) -> Iterator[Bus]:
     """This process, as one that is no worker of the service."""

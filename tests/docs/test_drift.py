@@ -10,6 +10,7 @@ import pytest
 
 from chatstream import openapi
 from chatstream.config import Settings, known_keys
+from chatstream.openapi import refusals
 from docs.hooks import settings
 from tests.docs.blocks import PAGES, ROOT
 
@@ -48,7 +49,7 @@ def test_the_keys_that_pages_name_are_known() -> None:
 
 @pytest.mark.parametrize(
     ("page", "table"),
-    [("wire.md", openapi.BEFORE), ("openai.md", openapi.OPENAI_BEFORE)],
+    [("wire.md", refusals.BEFORE), ("openai.md", refusals.OPENAI_BEFORE)],
     ids=["wire", "openai"],
 )
 def test_every_reason_has_its_row(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chatstream import openapi
+from chatstream.openapi import refusals
 from tests.conftest import PATIENCE
 from tests.integration.browser import LONG, Chromium, Standalone, Tab, Tabs, expect
 
@@ -116,7 +116,7 @@ def test_somebody_who_is_not_logged_in(tabs: Tabs) -> None:
 
 def test_every_refusal_has_its_words(tabs: Tabs) -> None:
     """Each reason that the routes can give, but for mistakes that the page does not make."""
-    reasons = {code for _, codes in openapi.BEFORE.values() for code in codes} | {*openapi.AFTER}
+    reasons = {code for _, codes in refusals.BEFORE.values() for code in codes} | {*refusals.AFTER}
     reasons |= {"network", "not_stream", "http"}  # the module's own
     reasons -= {"bad_json", "bad_messages", "bad_id", "bad_number", "unsupported_media_type"}
     words = tabs.open().page.evaluate(

@@ -257,6 +257,16 @@ def test_slots_follow_the_registry(app: Flask, more: Callable[..., float]) -> No
     assert more("slots_in_use") == 0
 
 
+def test_a_file_that_a_worker_is_just_making(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is empty for a moment: whoever asks then gets the figures of the others."""
+    (tmp_path / "counter_4711.db").touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    response = app.test_client().get("/metrics")
+    assert (response.status_code, response.text) == (200, "")
+
+
 def test_figures_that_cannot_be_written_hurt_no_stream(
     app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
