@@ -51,7 +51,8 @@ Identify = Callable[[], Any]
 answered with 401."""
 
 Admin = Callable[[], bool]
-"""Whether the caller of the present request may see and stop everybody's streams."""
+"""Whether the caller of the present request may see and stop everybody's streams. A database's 0, 1
+and None are good as well; all else is a TypeError, since a mistake's value is mostly true."""
 
 
 class Service:
