@@ -114,6 +114,16 @@ def test_a_whole_answer(
     assert "secret" not in span.to_json()
 
 
+def test_a_long_model_is_cut(service: Callable[..., Service], spans: Callable[[], Any]) -> None:
+    """A request's body is a megabyte, and an exporter keeps thousands of spans."""
+    payload = b'{"messages":[{"role":"user","content":"hi"}],"model":"%b"}' % (b"m" * 100_000)
+    source = service().open(payload)
+    source.close()
+    (span,) = spans()
+    assert attributes(span)["gen_ai.request.model"] == "m" * 128
+    assert span.name == f"chat {'m' * 128}"
+
+
 def test_the_hosts_own_span_is_the_parent(
     service: Callable[..., Service], tracer: TracerProvider, spans: Callable[[], Any]
 ) -> None:
