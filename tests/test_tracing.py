@@ -168,9 +168,10 @@ def test_the_callers_baggage_stays_here(
 
 @pytest.mark.parametrize("cause", list(Cause))
 def test_a_stop_is_no_error(
-    service: Callable[..., Service], spans: Callable[[], Any], cause: Cause
+    service: Callable[..., Service], provider: Provider, spans: Callable[[], Any], cause: Cause
 ) -> None:
     """Whatever the cause; it has its time."""
+    provider.script(tokens=3, silent_after=1)
     source = service().open(PAYLOAD)
     next(source)
     source.stream.abort(cause)
@@ -211,9 +212,10 @@ def test_a_stream_that_never_started(
 
 
 def test_one_that_goes_on_alone_ends_with_its_answer(
-    service: Callable[..., Service], spans: Callable[[], Any]
+    service: Callable[..., Service], provider: Provider, spans: Callable[[], Any]
 ) -> None:
     """CHATSTREAM_ON_DISCONNECT=finish: not when its client leaves."""
+    provider.script(tokens=3, rate=2)
     source = service(on_disconnect="finish").open(PAYLOAD)
     next(source)
     source.close()
