@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -25,7 +26,9 @@ log = logging.getLogger("chatstream")
 class Announcer:
     """Says what becomes of an app's streams. In the threads that serve them, never in the loop's.
 
-    What a listener raises is logged, and harms nobody.
+    What a listener raises is logged, and harms nobody: also its `sys.exit()`, which would end a
+    worker of gunicorn's with all its streams, and gevent's Timeout. Only in the main thread, where
+    such may be a signal's, is it raised again; then all have been told.
     """
 
     def __init__(self, app: Flask | None) -> None:
@@ -67,17 +70,28 @@ class Announcer:
         What the thread has of a request, or of another app's, is no business of a listener's.
         """
         app = self._app()
-        if app is not None and signal.has_receivers_for(app):
-            for listener in signal.receivers_for(app):
-                contextvars.Context().run(_call, listener, app, value)
+        if app is None or not signal.has_receivers_for(app):
+            return
+        told = [
+            contextvars.Context().run(_call, listener, app, value)
+            for listener in signal.receivers_for(app)
+        ]
+        if threading.current_thread() is threading.main_thread():
+            for error in filter(None, told):
+                raise error
 
 
-def _call(listener: Callable[..., object], app: Flask, value: Mapping[str, object]) -> None:
+def _call(
+    listener: Callable[..., object], app: Flask, value: Mapping[str, object]
+) -> BaseException | None:
+    """Returns what is more than the listener's fault, if it may be."""
     try:
         with app.app_context():
             listener(app, **value)
-    except Exception:  # its fault is no stream's
+    except BaseException as error:  # its fault is no stream's
         log.exception("[SSE] a listener failed: %r", listener)
+        return None if isinstance(error, Exception) else error
+    return None
 
 
 def _nobody() -> None:

@@ -24,6 +24,8 @@ NAMES = ("sessionId", "streamId")
 """What is ours in a payload, and not the provider's."""
 
 _CAPPED = ("max_tokens", "max_completion_tokens")
+_MODELS = ("models", "fallbacks")
+_LOOKED_AT = {"model", *_MODELS, *_CAPPED, "n", "best_of"}
 
 
 def prepared(body: dict[str, Any], names: tuple[str, str], owner: str) -> Any:
@@ -69,6 +71,8 @@ def capped(body: dict[str, Any], settings: Settings) -> bytes:
     """
     if body.get("model") is None:
         body["model"] = settings.model
+    if settings.allowed_models is not None or settings.max_tokens is not None:
+        _drop_other_spellings(body)
     if settings.allowed_models is not None:
         _check_models(body, settings.allowed_models)
     if settings.max_tokens is not None:
@@ -76,10 +80,19 @@ def capped(body: dict[str, Any], settings: Settings) -> bytes:
     return encoded(body)
 
 
+def _drop_other_spellings(body: dict[str, Any]) -> None:
+    """Providers written in Go read `MODEL`, too, and where there are both, the later one."""
+    for name in list(body):
+        if str(name) not in _LOOKED_AT and str(name).casefold() in _LOOKED_AT:
+            del body[name]
+
+
 def _check_models(body: dict[str, Any], allowed: tuple[str, ...]) -> None:
-    """`models` is OpenRouter's field for those that are asked where the first one fails."""
-    others = body.get("models") or []
-    asked = [body["model"], *(others if isinstance(others, list) else [others])]
+    """`models` is OpenRouter's field for those that are asked where the first one fails, and
+    `fallbacks` LiteLLM's."""
+    asked = [body["model"]]
+    for others in filter(None, map(body.get, _MODELS)):
+        asked += others if isinstance(others, list) else [others]
     if any(model not in allowed for model in asked):
         sentence = f"Use one of these models: {', '.join(allowed)}."
         raise Refused(sentence, code="model_not_allowed")

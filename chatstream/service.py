@@ -51,7 +51,8 @@ Identify = Callable[[], Any]
 answered with 401."""
 
 Admin = Callable[[], bool]
-"""Whether the caller of the present request may see and stop everybody's streams."""
+"""Whether the caller of the present request may see and stop everybody's streams. A database's 0, 1
+and None are good as well; all else is a TypeError, since a mistake's value is mostly true."""
 
 
 class Service:
@@ -291,8 +292,7 @@ class Service:
         if self._drained:  # meanwhile
             stream.abort(Cause.SHUTDOWN)
         end = self._tracing.begin(stream, payload, environ or {}) if self._tracing else None
-        self._announcer.started(stream)
-        return StreamIterable(
+        source = StreamIterable(
             stream,
             partial(self._connect, payload),
             ping_interval=self.settings.ping_interval,
@@ -302,6 +302,12 @@ class Service:
             walk=self._walk,
             loop=self._loop if self.settings.detach else None,
         )
+        try:
+            self._announcer.started(stream)
+        except BaseException:  # the process is told to end, say: nobody gets to see the stream
+            source.drop()
+            raise
+        return source
 
     def abort(self, session_id: str, stream_id: str | None = None, *, owner: str = "") -> bool:
         """Stops the live stream of these names, in whichever worker it is, cause CANCEL.
@@ -506,15 +512,20 @@ class Service:
         self.registry.enter(stream)  # a worker that ends waits for those who listen
         self.registry.remove(stream)
         try:
+            self._tell_end(stream, end, outcome)
+        finally:
+            self.registry.leave(stream)
+            self._gone()
+
+    def _tell_end(self, stream: Stream, end: tracing.End | None, outcome: Outcome) -> None:
+        try:
             with contextlib.suppress(OSError):  # the bus is broken, and has said so
                 self._bus.release(_claim_of(stream))
             log_outcome(outcome)
             if end is not None:
                 end(outcome)
+        finally:  # also where a filter of the app's log fails, or gevent ends a wait for the bus
             self._announcer.ended(outcome)
-        finally:
-            self.registry.leave(stream)
-            self._gone()
 
     def _let_go(self, stream: Stream, timer: Timer | None) -> None:
         if timer is not None:

@@ -31,6 +31,9 @@ _PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]
 _STATE = re.compile(r"[\x20-\x7e]{1,512}")
 """W3C Trace Context, sections 3.2 and 3.3: https://www.w3.org/TR/trace-context/"""
 
+_MODEL = 128
+"""Longest name of a model, in characters."""
+
 _PROVIDERS = {
     "api.deepseek.com": "deepseek",
     "api.groq.com": "groq",
@@ -195,9 +198,9 @@ _HEADERS: Any = _Headers()  # the class that it would have is opentelemetry's
 
 
 def _model(payload: bytes) -> str | None:
-    """Which model is asked."""
+    """Which model is asked. Short: it is the caller's word, and an exporter gathers many spans."""
     try:
         model = json.loads(payload)["model"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return model if isinstance(model, str) else None
+    return model[:_MODEL] if isinstance(model, str) else None

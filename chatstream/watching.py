@@ -98,15 +98,24 @@ def _whose(name: str) -> str | None:
 
     Raises:
         Refused: 403, they are not the caller's.
+        TypeError: `admin` returned something else than it may.
     """
     everybody = argument("all") not in (None, "", "0")
     whose = None if everybody else argument("owner")
     if not everybody and whose in (None, name):
         return name
-    is_admin = service().admin
-    if is_admin is None or not is_admin():
+    if not _is_admin():
         raise Refused("Only an admin may do that.", code="forbidden", status=403)
     return whose
+
+
+def _is_admin() -> bool:
+    """The app's word on the caller. Not whatever is true: a coroutine is, a method, a refusal."""
+    admin = service().admin
+    said = admin() if admin is not None else False
+    if not isinstance(said, (bool, int, type(None))):
+        raise TypeError(f"admin must return True or False, not {type(said).__name__}")
+    return bool(said)
 
 
 def _complete(listing: Listing) -> bool:

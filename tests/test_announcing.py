@@ -219,6 +219,72 @@ def test_a_listener_that_fails_harms_nobody(chat: Chat, caplog: pytest.LogCaptur
     assert sum(" completed " in record.getMessage() for record in caplog.records) == 1
 
 
+class Timeout(BaseException):
+    """As gevent's: no Exception."""
+
+
+NO_EXCEPTIONS = [SystemExit, KeyboardInterrupt, GeneratorExit, Timeout]
+
+
+@pytest.mark.parametrize("kind", NO_EXCEPTIONS)
+def test_what_is_no_exception_harms_nobody(chat: Chat, kind: type[BaseException]) -> None:
+    """A listener's `sys.exit()` ends no worker, loses no slot, and the others hear."""
+
+    def fail(app: flask.Flask, **value: object) -> None:
+        raise kind
+
+    def also(app: flask.Flask, **value: object) -> None:
+        heard.append(value)
+
+    heard: list[object] = []
+    answers: list[bytes] = []
+    with contextlib.ExitStack() as stack:
+        for listener in (fail, also, fail):
+            stack.enter_context(stream_started.connected_to(listener, chat.app))
+            stack.enter_context(stream_ended.connected_to(listener, chat.app))
+        thread = threading.Thread(target=lambda: answers.append(chat.ask()))
+        thread.start()
+        thread.join(10)
+    assert answers == [EVENT + DONE]
+    assert (len(heard), len(chat.listener.heard)) == (2, 2)
+    assert chat.service.at_rest()
+
+
+@pytest.mark.parametrize("signal", [stream_started, stream_ended], ids=lambda each: each.name)
+def test_a_signal_in_the_main_thread_ends_what_it_is_to(chat: Chat, signal: Any) -> None:
+    """A Ctrl-C while a listener runs is not lost, and neither is the stream's slot."""
+
+    def interrupted(app: flask.Flask, **value: object) -> None:
+        raise KeyboardInterrupt
+
+    with signal.connected_to(interrupted, chat.app), pytest.raises(KeyboardInterrupt):
+        chat.ask()
+    assert [type(value) for value in chat.listener.heard] == [Started, Outcome]
+    assert chat.service.at_rest()
+
+
+def test_a_log_that_fails_loses_no_slot(chat: Chat) -> None:
+    """A filter of the app's that raises: the end is told of, and the slot is free."""
+
+    def fail(record: logging.LogRecord) -> bool:
+        if " completed " in record.getMessage():
+            raise LookupError("mine")
+        return True
+
+    log = logging.getLogger("chatstream")
+    log.addFilter(fail)
+    level = log.level
+    log.setLevel(logging.INFO)
+    try:
+        with pytest.raises(LookupError):
+            chat.ask()
+    finally:
+        log.setLevel(level)
+        log.removeFilter(fail)
+    assert len(chat.listener.outcomes) == 1
+    assert chat.service.at_rest()
+
+
 def test_an_app_whose_context_fails_harms_nobody(chat: Chat) -> None:
     """A teardown of the app's that raises is a listener's fault, too."""
 

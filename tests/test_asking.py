@@ -295,6 +295,8 @@ def test_models_that_are_allowed(asker: Make, path: str, body: Any, model: str) 
         {"model": ["a"]},
         {"model": {"a": 1}},
         {"models": ["c"]},
+        {"fallbacks": ["c"]},
+        {"fallbacks": [{"model": "a", "max_tokens": 9}]},
         {"models": ["a", "c"]},
         {"models": [["a"]]},
         {"models": "c"},
@@ -381,6 +383,18 @@ def test_more_answers_than_tokens(asker: Make, path: str, body: Any) -> None:
     us = asker(MAX_TOKENS="100")
     assert us.refused(path, **body) == (400, "bad_number")
     assert "at most 100" in us.post(path, **body).text
+
+
+@both
+@pytest.mark.parametrize("cap", [{"MAX_TOKENS": "100"}, {"MODEL": "a", "ALLOWED_MODELS": "a,b"}])
+def test_other_spellings_are_no_way_around(asker: Make, path: str, cap: dict[str, str]) -> None:
+    """Go's JSON matches names in any case, by Unicode's folding, and has the last one win."""
+    others: dict[str, Any] = {"MODEL": "c", "model\u017f": ["c"], "Max_Tokens": 999, "N": 99}
+    others |= {"max_to\u212aens": 999, "FALLBACKS": ["c"], "Best_Of": 99}
+    asked = asker(**cap).sent(path, model="a", **others)
+    assert asked["model"] == "a"
+    assert not others.keys() & asked.keys()
+    assert others.keys() <= asker(MODEL="a").sent(path, **others).keys(), "no caps: as it is"
 
 
 @both

@@ -114,6 +114,16 @@ def test_a_whole_answer(
     assert "secret" not in span.to_json()
 
 
+def test_a_long_model_is_cut(service: Callable[..., Service], spans: Callable[[], Any]) -> None:
+    """A request's body is a megabyte, and an exporter keeps thousands of spans."""
+    payload = b'{"messages":[{"role":"user","content":"hi"}],"model":"%b"}' % (b"m" * 100_000)
+    source = service().open(payload)
+    source.close()
+    (span,) = spans()
+    assert attributes(span)["gen_ai.request.model"] == "m" * 128
+    assert span.name == f"chat {'m' * 128}"
+
+
 def test_the_hosts_own_span_is_the_parent(
     service: Callable[..., Service], tracer: TracerProvider, spans: Callable[[], Any]
 ) -> None:
@@ -158,9 +168,10 @@ def test_the_callers_baggage_stays_here(
 
 @pytest.mark.parametrize("cause", list(Cause))
 def test_a_stop_is_no_error(
-    service: Callable[..., Service], spans: Callable[[], Any], cause: Cause
+    service: Callable[..., Service], provider: Provider, spans: Callable[[], Any], cause: Cause
 ) -> None:
     """Whatever the cause; it has its time."""
+    provider.script(tokens=3, silent_after=1)
     source = service().open(PAYLOAD)
     next(source)
     source.stream.abort(cause)
@@ -201,9 +212,10 @@ def test_a_stream_that_never_started(
 
 
 def test_one_that_goes_on_alone_ends_with_its_answer(
-    service: Callable[..., Service], spans: Callable[[], Any]
+    service: Callable[..., Service], provider: Provider, spans: Callable[[], Any]
 ) -> None:
     """CHATSTREAM_ON_DISCONNECT=finish: not when its client leaves."""
+    provider.script(tokens=3, rate=2)
     source = service(on_disconnect="finish").open(PAYLOAD)
     next(source)
     source.close()

@@ -99,6 +99,36 @@ def test_where_nobody_is_an_admin(desk: Desk) -> None:
     assert desk.client.get(f"{SESSIONS}?all=1").status_code == 403
 
 
+@pytest.mark.parametrize("said", [("no", 403), "no", object(), lambda: False])
+def test_what_is_only_true_makes_no_admin(desk: Desk, said: Any) -> None:
+    """A hook that is async, or that returned a method or a refusal, is a mistake, not a yes."""
+    desk.admin = said
+    for path, method in ((SESSIONS, "GET"), (CANCEL_ALL, "POST")):
+        assert desk.client.open(path + "?all=1", method=method).status_code == 500
+    assert desk.causes == [None] * 4
+
+
+def test_an_async_hook_makes_no_admin(desk: Desk) -> None:
+    """Its coroutine is true, whatever it would say."""
+
+    async def admin() -> bool:
+        return False
+
+    coroutine = admin()
+    desk.admin = coroutine  # type: ignore[assignment]
+    assert desk.client.get(f"{SESSIONS}?all=1").status_code == 500
+    coroutine.close()
+
+
+@pytest.mark.parametrize("said", [None, 0, False])
+def test_what_a_database_says_of_nobody(desk: Desk, said: Any) -> None:
+    """Nothing, and no."""
+    desk.admin = said
+    assert desk.client.get(f"{SESSIONS}?all=1").status_code == 403
+    desk.admin = 1  # type: ignore[assignment]
+    assert desk.client.get(f"{SESSIONS}?all=1").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("query", "names"),
     [
