@@ -88,9 +88,7 @@ def main() -> None:
         with ending(service), contextlib.suppress(KeyboardInterrupt):
             chat = f"{address}/api/chat"
             print(GUIDE.format(address=address, chat=chat, provider=origin, body=BODY), flush=True)
-            assert service.stdout is not None
-            for line in service.stdout:
-                print("  " + line, end="", flush=True)
+            show(service)
 
 
 @contextlib.contextmanager
@@ -102,7 +100,15 @@ def ending(process: subprocess.Popen[str]):  # type: ignore[no-untyped-def]
         for number in (signal.SIGINT, signal.SIGTERM):  # it is ending already
             signal.signal(number, signal.SIG_IGN)
         process.send_signal(signal.SIGTERM)
+        show(process)  # how its streams ended
         process.wait(40)
+
+
+def show(process: subprocess.Popen[str]) -> None:
+    """Prints what the process says, until it ends."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print("  " + line, end="", flush=True)
 
 
 if __name__ == "__main__":
