@@ -83,7 +83,7 @@ class Service:
             name: The app's on the bus: the same in every process, and no other app's.
             app: Who is the sender of the signals. Not kept: only looked at while it lives.
         """
-        self._announcer = Announcer(app)
+        self.announcer = Announcer(app)
         self.name = name
         self.settings = settings
         self.identify = identify
@@ -278,7 +278,7 @@ class Service:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         stream.outlives_client = self.settings.on_disconnect == "finish"
-        stream.transcript = self._announcer.transcript(payload, stream)
+        stream.transcript = self.announcer.transcript(payload, stream)
         timer = None
         try:
             self._watch_client(stream, environ or {})
@@ -291,7 +291,7 @@ class Service:
         if self._drained:  # meanwhile
             stream.abort(Cause.SHUTDOWN)
         end = self._tracing.begin(stream, payload, environ or {}) if self._tracing else None
-        self._announcer.started(stream)
+        self.announcer.started(stream)
         return StreamIterable(
             stream,
             partial(self._connect, payload),
@@ -382,7 +382,7 @@ class Service:
         finally:
             answer = answers[0] if answers else "failed"
             seconds = monotonic() - begin
-            self._announcer.cancelled(Cancelled(session_id, stream_id, owner, answer, seconds))
+            self.announcer.cancelled(Cancelled(session_id, stream_id, owner, answer, seconds))
 
     @contextlib.contextmanager
     def _bus_faults(self) -> Iterator[None]:
@@ -511,7 +511,7 @@ class Service:
         if end is not None:
             end(outcome)
         try:
-            self._announcer.ended(outcome)
+            self.announcer.ended(outcome)
         finally:
             self.registry.leave(stream)
             self._gone()
