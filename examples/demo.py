@@ -85,22 +85,23 @@ def main() -> None:
             CHATSTREAM_BIND=f"127.0.0.1:{free_port(8000)}",
             PYTHONUNBUFFERED="1",
         )
-        with ending(service), contextlib.suppress(KeyboardInterrupt):
+        with ending(service, shown=True), contextlib.suppress(KeyboardInterrupt):
             chat = f"{address}/api/chat"
             print(GUIDE.format(address=address, chat=chat, provider=origin, body=BODY), flush=True)
             show(service)
 
 
 @contextlib.contextmanager
-def ending(process: subprocess.Popen[str]):  # type: ignore[no-untyped-def]
-    """Ends exactly this process."""
+def ending(process: subprocess.Popen[str], *, shown: bool = False):  # type: ignore[no-untyped-def]
+    """Ends exactly this process; where it is `shown`, with its last words."""
     try:
         yield
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # it is ending already
             signal.signal(number, signal.SIG_IGN)
         process.send_signal(signal.SIGTERM)
-        show(process)  # how its streams ended
+        if shown:
+            show(process)  # how its streams ended
         process.wait(40)
 
 

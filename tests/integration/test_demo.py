@@ -43,6 +43,7 @@ def test_what_the_demo_prints() -> None:
             streaming.terminate()
         log = eventually(demo.stdout.read)
         assert re.search(r"\[SSE\] demo aborted by client/cancel cause=cancel", log)
+        assert "simulator" not in log
         # What lives when the demo is ended has its line, too.
         assert re.search(r"\[SSE\] demo aborted by (client/cancel cause=client|shutdown)", log)
         assert demo.wait(40) == 0
