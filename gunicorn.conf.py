@@ -34,6 +34,9 @@ _workers = {
 _worker = os.environ.get("CHATSTREAM_WORKER_CLASS") or "gthread"
 if _worker not in _workers:
     _refuse(f"CHATSTREAM_WORKER_CLASS must be gthread or gevent, not {_worker!r}.")
+for _module in {"gevent": ("gevent", "packaging")}.get(_worker, ()):  # gunicorn wants both
+    if find_spec(_module) is None:
+        _refuse(f"CHATSTREAM_WORKER_CLASS=gevent needs {_module}: pip install 'chatstream[gevent]'")
 worker_class = _workers[_worker]
 workers = _count("WEB_CONCURRENCY", len(os.sched_getaffinity(0)))
 threads = _count("CHATSTREAM_THREADS", 16)

@@ -60,9 +60,14 @@ class Announcer:
         if app is None or not stream_ended.has_receivers_for(app):
             return None
         whole = stream.media_type == "application/json"
-        if whole or any(map(needs_text, stream_ended.receivers_for(app))):
+        if whole or self.has_readers():
             return Transcript(prompt_tokens(payload), whole=whole)
         return Tally()
+
+    def has_readers(self) -> bool:
+        """Whether somebody listens to `stream_ended` for more than figures."""
+        app = self._app()
+        return app is not None and any(map(needs_text, stream_ended.receivers_for(app)))
 
     def _tell(self, signal: Signal, **value: object) -> None:
         """Outside of any request, in an empty context.

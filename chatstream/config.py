@@ -5,11 +5,13 @@ A key is looked up in `app.config` first, then in the environment, once, by `Set
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
+from itertools import combinations
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -403,6 +405,12 @@ class Settings:
         admins = {token.secret for token in self.admin_tokens}
         if admins & {token.secret for token in self.tokens}:
             yield "A token must not be both in CHATSTREAM_TOKENS and in CHATSTREAM_ADMIN_TOKENS."
+        at = (self.health or "").rstrip("/")
+        health = (f"{at}/healthz", f"{at}/readyz") if self.health is not None else ()
+        places = {"PAGE": (self.page,), "METRICS": (self.metrics,), "HEALTH": health}
+        for one, other in combinations(places, 2):
+            for path in set(filter(None, places[one])).intersection(places[other]):
+                yield f"{PREFIX}{one} and {PREFIX}{other} are both at {path}: one would hide."
 
     @classmethod
     def survey(
@@ -424,6 +432,15 @@ class Settings:
                 faults.append(str(error))
         settings = cls(**values)
         return settings, [*faults, *settings._contradictions()]
+
+
+def unread(keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Those of the keys that nobody reads, each with the one that may have been meant, or ''."""
+    known = known_keys()
+    names = [key.removeprefix(PREFIX) for key in known]
+    for key in sorted(set(keys) - known):
+        near = difflib.get_close_matches(key.removeprefix(PREFIX), names, 1)
+        yield key, PREFIX + near[0] if near else ""
 
 
 def known_keys() -> set[str]:

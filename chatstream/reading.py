@@ -55,9 +55,11 @@ def owner(refuse: Callable[[StreamError], Response]) -> Any:
 
 
 def _unknown(refuse: Callable[[StreamError], Response]) -> Response:
-    response = refuse(Refused("Who are you? Please log in.", code="unauthenticated", status=401))
-    if service().challenge is not None:
-        response.headers["WWW-Authenticate"] = service().challenge
+    challenge = service().challenge
+    how = "Please log in." if challenge is None else "Send a token: Authorization: Bearer TOKEN"
+    response = refuse(Refused(f"Who are you? {how}", code="unauthenticated", status=401))
+    if challenge is not None:
+        response.headers["WWW-Authenticate"] = challenge
     return response
 
 

@@ -84,7 +84,7 @@ class Service:
             name: The app's on the bus: the same in every process, and no other app's.
             app: Who is the sender of the signals. Not kept: only looked at while it lives.
         """
-        self._announcer = Announcer(app)
+        self.announcer = Announcer(app)
         self.name = name
         self.settings = settings
         self.identify = identify
@@ -279,7 +279,7 @@ class Service:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         stream.outlives_client = self.settings.on_disconnect == "finish"
-        stream.transcript = self._announcer.transcript(payload, stream)
+        stream.transcript = self.announcer.transcript(payload, stream)
         timer = None
         try:
             self._watch_client(stream, environ or {})
@@ -303,7 +303,7 @@ class Service:
             loop=self._loop if self.settings.detach else None,
         )
         try:
-            self._announcer.started(stream)
+            self.announcer.started(stream)
         except BaseException:  # the process is told to end, say: nobody gets to see the stream
             source.drop()
             raise
@@ -388,7 +388,7 @@ class Service:
         finally:
             answer = answers[0] if answers else "failed"
             seconds = monotonic() - begin
-            self._announcer.cancelled(Cancelled(session_id, stream_id, owner, answer, seconds))
+            self.announcer.cancelled(Cancelled(session_id, stream_id, owner, answer, seconds))
 
     @contextlib.contextmanager
     def _bus_faults(self) -> Iterator[None]:
@@ -525,7 +525,7 @@ class Service:
             if end is not None:
                 end(outcome)
         finally:  # also where a filter of the app's log fails, or gevent ends a wait for the bus
-            self._announcer.ended(outcome)
+            self.announcer.ended(outcome)
 
     def _let_go(self, stream: Stream, timer: Timer | None) -> None:
         if timer is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 
 from flask import Flask
 
-from chatstream.config import STANDALONE
+from chatstream.config import PREFIX, STANDALONE, unread
 from chatstream.extension import ChatStream
 
 log = logging.getLogger("chatstream")
@@ -23,6 +24,19 @@ def create_app() -> Flask:
     app.config.update({key: os.environ.get(key, value) for key, value in STANDALONE.items()})
     ChatStream(app)
     return app
+
+
+def warn_of_typos(environ: Iterable[str]) -> None:
+    """Says which keys are one of ours but for a letter or two: what was meant does not hold.
+
+    Only these: where a service is called chatstream, Kubernetes sets CHATSTREAM_PORT and the like.
+
+    Args:
+        environ: The names of the environment.
+    """
+    for key, near in unread(name for name in environ if name.startswith(PREFIX)):
+        if near:
+            log.warning("%s is read by nobody. Did you mean %s?", key, near)
 
 
 def warn_if_open(app: Flask) -> None:

@@ -85,24 +85,31 @@ def main() -> None:
             CHATSTREAM_BIND=f"127.0.0.1:{free_port(8000)}",
             PYTHONUNBUFFERED="1",
         )
-        with ending(service), contextlib.suppress(KeyboardInterrupt):
+        with ending(service, shown=True), contextlib.suppress(KeyboardInterrupt):
             chat = f"{address}/api/chat"
             print(GUIDE.format(address=address, chat=chat, provider=origin, body=BODY), flush=True)
-            assert service.stdout is not None
-            for line in service.stdout:
-                print("  " + line, end="", flush=True)
+            show(service)
 
 
 @contextlib.contextmanager
-def ending(process: subprocess.Popen[str]):  # type: ignore[no-untyped-def]
-    """Ends exactly this process."""
+def ending(process: subprocess.Popen[str], *, shown: bool = False):  # type: ignore[no-untyped-def]
+    """Ends exactly this process; where it is `shown`, with its last words."""
     try:
         yield
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # it is ending already
             signal.signal(number, signal.SIG_IGN)
         process.send_signal(signal.SIGTERM)
+        if shown:
+            show(process)  # how its streams ended
         process.wait(40)
+
+
+def show(process: subprocess.Popen[str]) -> None:
+    """Prints what the process says, until it ends."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print("  " + line, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -316,6 +316,18 @@ def test_repr_hides_the_tokens() -> None:
         ({"ALLOWED_MODELS": []}, "CHATSTREAM_MODEL must be one of"),
         ({"TOKENS": "a:x", "ADMIN_TOKENS": "b:x"}, "must not be both in CHATSTREAM_TOKENS"),
         ({"TOKENS": "x", "ADMIN_TOKENS": "x"}, "must not be both in CHATSTREAM_TOKENS"),
+        (
+            {"PAGE": "/", "METRICS": "/"},
+            "CHATSTREAM_METRICS are both at /:",
+        ),
+        (
+            {"HEALTH": "/", "METRICS": "/readyz"},
+            "CHATSTREAM_HEALTH are both at /readyz",
+        ),
+        (
+            {"HEALTH": "/a", "PAGE": "/a/healthz"},
+            "are both at /a/healthz",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(config: dict[str, Any], words: str) -> None:
@@ -324,6 +336,12 @@ def test_settings_that_contradict_each_other(config: dict[str, Any], words: str)
     with pytest.raises(ConfigError, match=words):
         Settings.load(named, {})
     assert [words in fault for fault in Settings.survey(named, {})[1]] == [True]
+
+
+def test_paths_that_do_not_meet() -> None:
+    """The page beside what health has below it; what is off is nowhere."""
+    Settings.load({"CHATSTREAM_PAGE": "/", "CHATSTREAM_HEALTH": "/"}, {})
+    Settings.load({"CHATSTREAM_PAGE": "/readyz", "CHATSTREAM_METRICS": "/m"}, {})
 
 
 def test_an_owner_may_have_tokens_of_both_kinds() -> None:

@@ -48,6 +48,16 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_key_with_a_typo_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A key of ours is none, nor what Kubernetes sets for a service that is called chatstream."""
+    standalone.warn_of_typos(["CHATSTREAM_DRAIN", "CHATSTREAM_PORT_8000_TCP_ADDR", "DRIAN", "PATH"])
+    assert caplog.messages == []
+    standalone.warn_of_typos(["PATH", "CHATSTREAM_TOKNES"])
+    assert caplog.messages == [
+        "CHATSTREAM_TOKNES is read by nobody. Did you mean CHATSTREAM_TOKENS?"
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "warns"),
     [

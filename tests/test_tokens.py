@@ -154,6 +154,7 @@ def test_who_has_none_is_told_how(method: str, path: str, header: str | None) ->
     assert response.status_code == 401
     assert response.headers["WWW-Authenticate"] == CHALLENGE == 'Bearer realm="chatstream"'
     assert b"unauthenticated" in response.data
+    assert b"Send a token: Authorization: Bearer" in response.data
 
 
 @pytest.mark.parametrize("more", [{"identify": lambda: "x"}, {"admin": lambda: True}])

@@ -20,7 +20,7 @@ import trustme
 from click.testing import CliRunner
 from flask.cli import ScriptInfo
 
-from chatstream import ChatStream
+from chatstream import ChatStream, Outcome, stream_ended
 from chatstream.cli import group
 from chatstream.cli.doctor import examine, provider
 from chatstream.cli.doctor.bus import check_bus
@@ -36,6 +36,7 @@ from chatstream.cli.doctor.server import (
 from chatstream.cli.doctor.settings import check_app, check_key, check_keys, given_keys
 from chatstream.cli.terminal import Terminal
 from chatstream.config import Settings
+from chatstream.signals import usage_only
 from chatstream.simulator import Simulator
 from chatstream.standalone import create_app
 from tests.bus.peer import listening
@@ -165,6 +166,29 @@ def test_an_open_app_for_the_pages_of_all_sites(origins: str, warns: bool) -> No
     settings = Settings.load({"CHATSTREAM_CORS_ORIGINS": origins}, {})
     assert ("cors" in states(check_app(settings, identifies=False))) is warns
     assert "cors" not in states(check_app(settings, identifies=True))
+
+
+@pytest.mark.parametrize("then", ["abort", "finish"])
+def test_answers_that_are_finished_for_nobody(then: str) -> None:
+    """Figures are nobody who would read them; the app's own listener is."""
+    app = flask.Flask("finishing")
+    app.config["CHATSTREAM_ON_DISCONNECT"] = then
+    ChatStream(app)
+
+    @stream_ended.connect_via(app)
+    @usage_only
+    def count(sender: flask.Flask, outcome: Outcome) -> None: ...
+
+    def said() -> str:
+        made = ScriptInfo(create_app=lambda: app)
+        return CliRunner().invoke(group, ["doctor"], obj=made).output
+
+    assert ("answers to their" in said()) is (then == "finish")
+
+    @stream_ended.connect_via(app)
+    def keep(sender: flask.Flask, outcome: Outcome) -> None: ...
+
+    assert "answers to their" not in said()
 
 
 @pytest.mark.parametrize(("host", "warns"), [("provider.test", True), ("127.0.0.1", False)])

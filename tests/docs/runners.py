@@ -14,7 +14,7 @@ import jsonschema
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from chatstream.openapi import document
-from tests.conftest import PATIENCE, eventually, require
+from tests.conftest import PATIENCE, eventually, require, require_package
 from tests.docs.blocks import ROOT, Block
 from tests.docs.reader import Reader
 from tests.docs.shell import commands, shows
@@ -87,10 +87,16 @@ def bash(block: Block, reader: Reader) -> None:
     reader.names["said"] = said
 
 
+_PACKAGE = re.compile(r"""\bfrom "((?:@[\w.-]+/)?\w[\w.-]*)(?:/[^":]*)?\"""")
+"""The npm package of an import: no path, no address, nothing of Node's own."""
+
+
 def js(block: Block, reader: Reader) -> None:
     """Is a module that Node runs, with what stands before and after it unseen."""
     require("node")
     text = reader.here(block.before + block.text + block.after)
+    for name in _PACKAGE.findall(text):
+        require_package(name)
     text = text.replace('"/api/chat/chatstream.js"', json.dumps(MODULE.as_uri()))
     file = reader.folder / f"block-{block.line}.mjs"
     file.write_text(text)

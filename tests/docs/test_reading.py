@@ -220,6 +220,20 @@ def test_nothing_of_this_environment_is_the_readers(
     run(Block(reader.page, 1, "console", "$ env | grep -c ^CHATSTREAM_\n2\n"), reader)
 
 
+def test_a_package_of_npms_that_is_not_there(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its block is left out, and in CI it fails; Node's own and files are no packages."""
+    text = 'import "node:fs"; import { a } from "./a.mjs"; import { b } from "@no/such-one/b";'
+    block = Block(reader.page, 1, "js", text)
+    monkeypatch.setenv("CI", "")
+    with pytest.raises(pytest.skip.Exception, match="no npm package @no/such-one here"):
+        run(block, reader)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="@no/such-one"):
+        run(block, reader)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

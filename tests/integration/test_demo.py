@@ -36,9 +36,16 @@ def test_what_the_demo_prints() -> None:
         figure = json.loads(subprocess.run([*see, "-s"], capture_output=True, check=True).stdout)
         assert figure["closed_by"] == "client"
         assert figure["generated"] < 2000
-        demo.send_signal(signal.SIGINT)
+        with subprocess.Popen([*stream, "-s"], stdout=subprocess.PIPE, text=True) as streaming:
+            assert streaming.stdout is not None
+            assert streaming.stdout.readline().startswith("data: ")
+            demo.send_signal(signal.SIGINT)
+            streaming.terminate()
         log = eventually(demo.stdout.read)
         assert re.search(r"\[SSE\] demo aborted by client/cancel cause=cancel", log)
+        assert "simulator" not in log
+        # What lives when the demo is ended has its line, too.
+        assert re.search(r"\[SSE\] demo aborted by (client/cancel cause=client|shutdown)", log)
         assert demo.wait(40) == 0
     finally:
         demo.kill()

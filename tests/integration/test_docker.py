@@ -75,7 +75,7 @@ def test_what_is_in_it(image: Image) -> None:
     """What the service needs, and nothing of what is beside it in the checkout."""
     folder = image.root / "opt/chatstream"
     assert {entry.name for entry in folder.iterdir()} == {"wsgi.py", "gunicorn.conf.py", ".venv"}
-    code = "import chatstream, gevent, redis"
+    code = "import chatstream.workers.gevent, chatstream.workers.gthread, redis"
     done = image.run([str(folder / ".venv/bin/python"), "-c", code])
     assert done.returncode == 0, done.stderr
 

@@ -170,6 +170,27 @@ def test_a_wrong_setting_stops_start_up(
     assert "Traceback" not in log
 
 
+WITHOUT = """
+import runpy, sys
+
+sys.modules["{module}"] = None
+runpy.run_module("gunicorn", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["gevent", "packaging"])
+def test_gevent_without_its_extra_stops_start_up(
+    tmp_path: Path, log_file: Path, module: str
+) -> None:
+    """gunicorn would show a traceback of its search for the class."""
+    gunicorn = tmp_path / "gunicorn_without.py"
+    gunicorn.write_text(WITHOUT.format(module=module))
+    command = [str(gunicorn), *OURS[1:]]
+    log = fails_to_start(log_file, command=command, CHATSTREAM_WORKER_CLASS="gevent")
+    assert f"needs {module}: pip install 'chatstream[gevent]'" in log
+    assert "Traceback" not in log
+
+
 FEW = """
 import resource, runpy
 

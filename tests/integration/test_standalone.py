@@ -32,11 +32,12 @@ def asked(server: Server, **headers: str) -> tuple[int, bytes]:
 
 def test_an_open_service(provider: Provider, tmp_path: Path) -> None:
     """Anybody's question is answered, and its log says what that means, once a worker."""
-    server = serve(tmp_path / "log", provider)
+    server = serve(tmp_path / "log", provider, CHATSTREAM_TOKNES="tok-1")
     try:
         status, body = asked(server)
         assert (status, body[-14:]) == (200, b"data: [DONE]\n\n")
         assert server.log().count(WARNING) == 1
+        assert server.log().count("Did you mean CHATSTREAM_TOKENS?") == 1
     finally:
         server.stop()
     assert server.errors() == []

@@ -83,7 +83,11 @@ def _checks(
         yield Check("app", State.FAIL, fault)
     yield check_key(settings, os.environ)
     if service is not None:
-        yield from check_app(settings, identifies=service.identify is not None)
+        yield from check_app(
+            settings,
+            identifies=service.identify is not None,
+            listened=service.announcer.has_readers(),
+        )
     # In the place of a wrong address there is the default here, which is nobody's.
     if not any(fault.startswith("CHATSTREAM_UPSTREAM_URL ") for fault in faults):
         with terminal.waiting("asking the provider"):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from chatstream.cli.doctor.check import Check, State
-from chatstream.config import PREFIX, Settings, known_keys
+from chatstream.config import PREFIX, Settings, known_keys, unread
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -23,7 +22,6 @@ def check_keys(faults: list[str], given: set[str]) -> Iterator[Check]:
         given: All CHATSTREAM_ keys there are.
     """
     known = known_keys()
-    names = [key.removeprefix(PREFIX) for key in known]
     for fault in faults:
         yield Check("settings", State.FAIL, fault)
     if not faults:
@@ -31,9 +29,8 @@ def check_keys(faults: list[str], given: set[str]) -> Iterator[Check]:
         yield Check(
             "settings", State.OK, f"{count} of {len(known)} are set; the rest have defaults."
         )
-    for key in sorted(given - known):
-        near = difflib.get_close_matches(key.removeprefix(PREFIX), names, 1)
-        hint = f" Did you mean {PREFIX}{near[0]}?" if near else ""
+    for key, near in unread(given):
+        hint = f" Did you mean {near}?" if near else ""
         yield Check("settings", State.WARN, f"{key} is read by nobody.{hint}")
 
 
@@ -58,8 +55,14 @@ def check_key(settings: Settings, environ: Mapping[str, str]) -> Check:
     return Check("key", State.OK, f"One of {len(key)} characters is set{source}.")
 
 
-def check_app(settings: Settings, *, identifies: bool) -> Iterator[Check]:
-    """Who may ask, and what of the app everybody can see."""
+def check_app(settings: Settings, *, identifies: bool, listened: bool = True) -> Iterator[Check]:
+    """Who may ask, what of the app everybody can see, and whether its answers are for somebody.
+
+    Args:
+        settings: The app's.
+        identifies: Whether it asks who calls.
+        listened: Whether somebody listens to `stream_ended` for an answer's text.
+    """
     yield from _check_callers(settings, identifies=identifies)
     places = [f"chat {settings.url_prefix}"]
     places += [f"page {settings.page}"] if settings.page else []
@@ -72,6 +75,13 @@ def check_app(settings: Settings, *, identifies: bool) -> Iterator[Check]:
             State.WARN,
             "CHATSTREAM_METER=1 says that the provider is the built-in one, and its address is"
             " another machine's. Leave it out.",
+        )
+    if settings.on_disconnect == "finish" and not listened:
+        yield Check(
+            "disconnect",
+            State.WARN,
+            "CHATSTREAM_ON_DISCONNECT=finish reads answers to their end for who listens to"
+            " stream_ended, and nobody does: they are paid for, and thrown away. Leave it out.",
         )
 
 
