@@ -84,7 +84,7 @@ class Service:
             name: The app's on the bus: the same in every process, and no other app's.
             app: Who is the sender of the signals. Not kept: only looked at while it lives.
         """
-        self.announcer = Announcer(app)
+        self._announcer = Announcer(app)
         self.name = name
         self.settings = settings
         self.identify = identify
@@ -186,6 +186,10 @@ class Service:
         """Whether no stream is left, also none that has ended and only has to be sent."""
         return len(self.registry) == 0
 
+    def has_readers(self) -> bool:
+        """Whether somebody listens to `stream_ended` for an answer's text."""
+        return self._announcer.has_readers()
+
     def stop(self) -> None:
         """Aborts every stream (cause SHUTDOWN), closes idle connections, ends the loop's thread.
 
@@ -279,7 +283,7 @@ class Service:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         stream.outlives_client = self.settings.on_disconnect == "finish"
-        stream.transcript = self.announcer.transcript(payload, stream)
+        stream.transcript = self._announcer.transcript(payload, stream)
         timer = None
         try:
             self._watch_client(stream, environ or {})
@@ -303,7 +307,7 @@ class Service:
             loop=self._loop if self.settings.detach else None,
         )
         try:
-            self.announcer.started(stream)
+            self._announcer.started(stream)
         except BaseException:  # the process is told to end, say: nobody gets to see the stream
             source.drop()
             raise
@@ -388,7 +392,7 @@ class Service:
         finally:
             answer = answers[0] if answers else "failed"
             seconds = monotonic() - begin
-            self.announcer.cancelled(Cancelled(session_id, stream_id, owner, answer, seconds))
+            self._announcer.cancelled(Cancelled(session_id, stream_id, owner, answer, seconds))
 
     @contextlib.contextmanager
     def _bus_faults(self) -> Iterator[None]:
@@ -525,7 +529,7 @@ class Service:
             if end is not None:
                 end(outcome)
         finally:  # also where a filter of the app's log fails, or gevent ends a wait for the bus
-            self.announcer.ended(outcome)
+            self._announcer.ended(outcome)
 
     def _let_go(self, stream: Stream, timer: Timer | None) -> None:
         if timer is not None:

@@ -407,7 +407,7 @@ def test_text_is_kept_for_who_needs_it(
     with stream_ended.connected_to(count, chat.app):
         if with_text:
             stream_ended.connect(chat.listener._ended, chat.app)
-        assert type(chat.service.announcer.transcript(PAYLOAD, stream)) is kind
+        assert type(chat.service._announcer.transcript(PAYLOAD, stream)) is kind
 
 
 # The one line in the end

@@ -289,12 +289,12 @@ def test_text_is_not_collected_for_figures(app: Flask) -> None:
     service: Service = app.extensions["chatstream"]
     stream = Stream("s", "t")
     assert not any(map(needs_text, stream_ended.receivers_for(app)))
-    assert type(service.announcer.transcript(b"{}", stream)).__name__ == "Tally"
+    assert type(service._announcer.transcript(b"{}", stream)).__name__ == "Tally"
 
     def keep(app: Flask, outcome: Outcome) -> None: ...
 
     with stream_ended.connected_to(keep, app):
-        assert type(service.announcer.transcript(b"{}", stream)).__name__ == "Transcript"
+        assert type(service._announcer.transcript(b"{}", stream)).__name__ == "Transcript"
 
 
 @pytest.mark.parametrize(

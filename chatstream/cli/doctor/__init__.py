@@ -86,7 +86,7 @@ def _checks(
         yield from check_app(
             settings,
             identifies=service.identify is not None,
-            listened=service.announcer.has_readers(),
+            listened=service.has_readers(),
         )
     # In the place of a wrong address there is the default here, which is nobody's.
     if not any(fault.startswith("CHATSTREAM_UPSTREAM_URL ") for fault in faults):
