@@ -62,6 +62,11 @@ class Places:
         """Gives a claim's session a place; it has been counted elsewhere."""
         (self._place_of(claim) or self._enter(claim, Place())).claims.add(claim)
 
+    def has(self, claim: Claim) -> bool:
+        """Whether a claim's session has a place that is its own."""
+        place = self._place_of(claim)
+        return place is not None and place.settled
+
     def leave(self, claim: Claim, *, refused: bool = False) -> None:
         """Has a claim need its place no more. The last one of a session gives it back.
 

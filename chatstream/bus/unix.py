@@ -112,6 +112,7 @@ class UnixBus(Bus):
         self._held: dict[int, set[Claim]] = {}
         self._gone: dict[Claim, float] = {}  # until when, oldest first
         self._places = LockedPlaces(self._session_is_live)
+        self._limited = False  # the last claim had a limit
 
     def start(self) -> None:
         self._run_soon = native.runner()
@@ -133,6 +134,7 @@ class UnixBus(Bus):
     def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         with self._lock:
             self._claims.add(claim)
+            self._limited = bool(limit)
         try:
             return self._claim(claim, reject, limit)
         except StreamError:
@@ -496,11 +498,14 @@ class UnixBus(Bus):
         if Answer.LIVE in answers:
             return Answer.LIVE
         with self._lock:
+            # One that has no place yet leaves none to who supersedes it: else streams that begin at
+            # once would bring each other past the limit.
+            placed = not self._limited or any(map(self._places.has, claims))
             for claim in claims:
                 self._drop(claim, _bytes_of(request))
             if self._places:
                 self._places.vacate(request.owner)
-        return Answer.STOPPED if Answer.STOPPED in answers else Answer.ABSENT
+        return Answer.STOPPED if placed and Answer.STOPPED in answers else Answer.ABSENT
 
     def _log(self, words: str) -> None:
         self._run_soon(partial(log.warning, words))

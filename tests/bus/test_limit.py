@@ -244,6 +244,23 @@ def test_sessions_that_ask_again_everywhere_keep_their_places(shared: Limited) -
         assert not refused & names
 
 
+def test_who_would_be_refused_leaves_no_place(shared: Limited) -> None:
+    """A session that has none, from four workers at once: one supersedes what has no place yet."""
+    members = shared(2).join(4)
+    for name in ("s0", "s1"):
+        members[0].claim(name, name)
+    for turn in range(4 * ROUNDS):
+        at = soon()
+        claims = [
+            members[number % 4].begin_claim(f"z{turn}", f"{turn}-{number}", at=at)
+            for number in range(8)
+        ]
+        for claim in claims:
+            with contextlib.suppress(Refused):  # or ended meanwhile
+                claim.result()
+        assert live(*members) == {"s0", "s1"}
+
+
 # Workers that die, hang, or have many
 
 
