@@ -145,7 +145,7 @@ class WholeStream(_Completion):
         """
         error = self.error
         if isinstance(error, ProviderEvent):
-            return bytes(self._gathered)
+            return self.without_key(bytes(self._gathered))
         if error is not None:
             return json.dumps(error_object(error)).encode()
         if self.cause is None:

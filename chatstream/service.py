@@ -282,6 +282,7 @@ class Service:
         if self._drained:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
+        stream.key = self.settings.api_key.encode()
         stream.outlives_client = self.settings.on_disconnect == "finish"
         stream.transcript = self._announcer.transcript(payload, stream)
         timer = None

@@ -128,6 +128,7 @@ class Stream:
         unattended: Whether it did, and nobody is sent anything any more.
         transcript: Keeps what the client is sent, where somebody listens. Set before it is moved.
         headers: More of them for the provider's request. Set before it is moved.
+        key: The provider's, which no client gets to see. Set before it is moved.
         media_type: The answer's form, as the provider is asked for it and the client gets it.
         ping: What shows a client in silence that there is life: it means nothing in that form.
     """
@@ -146,6 +147,7 @@ class Stream:
         self.outlives_client = self.unattended = False
         self.transcript: Transcript | None = None
         self.headers: Mapping[str, str] = _NO_HEADERS
+        self.key = b""
         self.started = monotonic()
         # Guards the three below. Held for assignments only.
         self._lock = native.allocate_lock()
@@ -354,7 +356,7 @@ class Stream:
             if kind is not _COMMENT:
                 events += 1
                 if kind is not _EVENT and self._terminal(kind):
-                    blocks = blocks[:number]
+                    blocks = [*blocks[: number - 1], self.without_key(block)]
                     break
         if self._splitter.overflow:
             self.fail(
@@ -374,6 +376,10 @@ class Stream:
         else:
             self._finish_reason = True
         return kind is not sse.Kind.FINISH
+
+    def without_key(self, error: bytes) -> bytes:
+        """What a provider says of its failure, which may quote the key that it was sent."""
+        return error.replace(self.key, b"[key]") if self.key else error
 
     def eof(self) -> bytes:
         """The provider's body has ended. Returns as `feed` does: b""."""

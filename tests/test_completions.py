@@ -338,3 +338,12 @@ def test_a_long_answer_to_a_slow_client(move: MakeMoved) -> None:
     received = m.take(len(answer) + 100)
     assert received.endswith(answer)
     assert m.end().kind is Kind.COMPLETED
+
+
+def test_a_whole_answer_that_quotes_the_key() -> None:
+    """A provider's error in one piece is passed on without it."""
+    stream = WholeStream("s", "t")
+    stream.key = b"sk-very-secret"
+    stream.feed(b'{"error": {"message": "bad key sk-very-secret"}}')
+    assert stream.eof() == b""
+    assert stream.last_words() == b'{"error": {"message": "bad key [key]"}}'

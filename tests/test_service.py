@@ -29,6 +29,7 @@ from chatstream import (
     ConfigError,
     Refused,
     Service,
+    Stream,
     StreamError,
     StreamIterable,
     Unconfirmed,
@@ -40,6 +41,7 @@ from chatstream.body import MockedBody
 from chatstream.bus.base import Action, Answer, Bus, Claim, Enquiry, Name, Page, Request, Worker
 from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
+from chatstream.completions import WholeStream
 from chatstream.config import Settings
 from chatstream.errors import RequestTimeout, conflict, too_many
 from chatstream.simulator import Simulator
@@ -728,6 +730,7 @@ def test_two_apps_of_a_process_do_not_meet_on_the_bus(short_base: Path) -> None:
 SERVICE = """
 import sys
 from chatstream import Service
+from chatstream.completions import WholeStream
 from chatstream.config import Settings
 service = Service(Settings(bus=sys.argv[1], upstream_url="http://127.0.0.1:9/", max_streams=4))
 iterable = service.open(b"{}", session_id="s-1", stream_id="t-1")
@@ -846,6 +849,7 @@ def run_alone(script: str, *arguments: str) -> None:
 LEAVES = """
 import os, sys
 from chatstream import Service
+from chatstream.completions import WholeStream
 from chatstream.config import Settings
 service = Service(Settings(bus=sys.argv[1], upstream_url="http://127.0.0.1:9/", max_streams=4))
 iterable = service.open(b"{}", session_id="s-1")
@@ -1108,6 +1112,7 @@ def test_one_process_alone_reaches_all_there_are(service: MakeService) -> None:
 FORKED = """
 import os, signal
 from chatstream import Service
+from chatstream.completions import WholeStream
 from chatstream.config import Settings
 service = Service(Settings(max_streams=4))
 with service._starting():
@@ -1126,6 +1131,7 @@ def test_a_fork_in_the_middle_of_a_start() -> None:
 
 COOPERATIVE = """
 from chatstream import Service
+from chatstream.completions import WholeStream
 from chatstream.config import Settings
 service = Service(Settings(max_streams=4))  # as an app that was loaded before the workers
 from gevent import monkey
@@ -1835,3 +1841,19 @@ def test_many_workers_and_a_bus_of_one(
     us = service(bus=f"unix://{tmp_path}" if bus == "unix" else bus)
     us.open(PAYLOAD, environ={"wsgi.multiprocess": True}).close()
     assert sum("the bus is local" in line for line in lines()) == (0 if bus == "unix" else 1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_provider_that_quotes_our_key(service: MakeService, whole: bool) -> None:
+    """Its error reaches the client without it, in events and in one piece."""
+    error = f'{{"error": {{"message": "bad key {KEY}"}}}}'
+    body, kind = (
+        (error, "application/json") if whole else (f"data: {error}\n\n", "text/event-stream")
+    )
+    with responses.RequestsMock() as mock:
+        mock.post(URL, body=body, content_type=kind)
+        iterable = service().open(PAYLOAD, form=WholeStream if whole else Stream)
+        said = b"".join(iterable) or iterable.stream.last_words()
+        iterable.close()
+    assert b"bad key [key]" in said
+    assert KEY.encode() not in said

@@ -539,3 +539,14 @@ def test_the_end_of_an_aborted_body_is_no_completion(stream: Stream) -> None:
     stream.abort(Cause.CANCEL)
     stream.eof()
     assert stream.outcome().cause is Cause.CANCEL
+
+
+def test_a_provider_that_quotes_the_key(stream: Stream) -> None:
+    """No client gets to see it, in whatever pieces the event comes; nothing else is changed."""
+    stream.key = b"sk-very-secret"
+    before = EVENT.replace(b'"a"', b'"sk-very-secret"')  # what people write is theirs
+    event = b'data: {"error":{"message":"bad key sk-very-secret","code":"sk-very-secret"}}\n\n'
+    assert stream.feed(before + event[:30]) == before
+    told = event.replace(b"sk-very-secret", b"[key]")
+    assert stream.feed(event[30:] + EVENT) == told
+    assert stream.outcome().code == "upstream_error"
