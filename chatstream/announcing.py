@@ -43,8 +43,9 @@ class Announcer:
         """A stream has its slot and its names."""
         names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
         log.info("[SSE] %s started stream=%s", *names.values(), extra=names)
-        started = Started(stream.session_id, stream.stream_id, stream.owner)
-        self._tell(stream_started, started=started)
+        if self._is_heard(stream_started):
+            started = Started(stream.session_id, stream.stream_id, stream.owner)
+            self._tell(stream_started, started=started)
 
     def ended(self, outcome: Outcome) -> None:
         """To who listens: a stream is over. The log has said so before, see `log_outcome`."""
@@ -56,8 +57,7 @@ class Announcer:
 
     def transcript(self, payload: bytes, stream: Stream) -> Transcript | None:
         """What keeps of an answer what they need who listen."""
-        app = self._app()
-        if app is None or not stream_ended.has_receivers_for(app):
+        if not self._is_heard(stream_ended):
             return None
         whole = stream.media_type == "application/json"
         if whole or self.has_readers():
@@ -68,6 +68,12 @@ class Announcer:
         """Whether somebody listens to `stream_ended` for more than figures."""
         app = self._app()
         return app is not None and any(map(needs_text, stream_ended.receivers_for(app)))
+
+    def _is_heard(self, signal: Signal) -> bool:
+        if not signal.receivers:  # nobody's, whatever the app
+            return False
+        app = self._app()
+        return app is not None and signal.has_receivers_for(app)
 
     def _tell(self, signal: Signal, **value: object) -> None:
         """Outside of any request, in an empty context.

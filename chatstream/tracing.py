@@ -97,12 +97,13 @@ def _is_parent(value: str) -> bool:
 
 
 class _Spans:
-    """A span for each stream. Where no SDK is set up they are none, and cost as much."""
+    """A span for each stream, where an SDK is set up: without one there is nobody to end it for."""
 
     def __init__(self, url: str) -> None:
         from opentelemetry import context, propagate, trace
 
         self._trace, self._propagate, self._nothing = trace, propagate, context.Context()
+        self._passed_on = _PassedOn()
         self._tracer = trace.get_tracer("chatstream")
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -115,6 +116,8 @@ class _Spans:
 
     def begin(self, stream: Stream, payload: bytes, environ: Mapping[str, Any]) -> End | None:
         try:
+            if isinstance(self._trace.get_tracer_provider(), self._trace.ProxyTracerProvider):
+                return self._passed_on.begin(stream, payload, environ)
             return self._begin(stream, payload, environ)
         except Exception:
             log.exception("[trace] a span cannot be begun")

@@ -36,6 +36,7 @@ def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[TracerProvider]:
     """An SDK that is set up for the process, and taken away again."""
     provider = TracerProvider()
     monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     yield provider
     provider.shutdown()
 
