@@ -218,7 +218,7 @@ SYSTEMS = {
 }
 
 
-BEFORE = os.environ.get("CHATSTREAM_BENCH_BEFORE", "")
+BEFORE = os.environ.get("BENCH_BEFORE", "")
 """Another checkout of chatstream, to compare this one with in one run."""
 
 HOOKS = {
@@ -227,7 +227,7 @@ HOOKS = {
         System(
             "before",
             partial(_detached, folder=Path(BEFORE)),
-            lambda: "" if BEFORE else "CHATSTREAM_BENCH_BEFORE names no other checkout",
+            lambda: "" if BEFORE else "BENCH_BEFORE names no other checkout",
         ),
         System("with a listener", partial(_detached, app="bench.listening:app"), _needs()),
         System(

@@ -21,6 +21,9 @@ from chatstream.outcome import Usage
 BATCH = 16 * 1024
 """Bytes of events that wait to be read."""
 
+MOST = 2**53
+"""Tokens that a provider is believed: beyond it JSON's numbers may not be whole (RFC 8259)."""
+
 A_CHARACTER = 0.3
 A_WIDE_CHARACTER = 0.6
 """Tokens of a character, and of a Chinese one: what DeepSeek's documentation says of its models.
@@ -171,7 +174,7 @@ def usage_of(value: dict[str, Any]) -> Usage:
 
 
 def _count(value: Any) -> int | None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST
     return value if good else None
 
 

@@ -128,6 +128,7 @@ def test_the_providers_usage() -> None:
         ({}, Usage(None, None)),
         ({"prompt_tokens": True, "completion_tokens": -1}, Usage(None, None)),
         ({"prompt_tokens": "3", "completion_tokens": 0}, Usage(None, 0)),
+        ({"prompt_tokens": 2**53, "completion_tokens": 10**400}, Usage(2**53, None)),
     ],
 )
 def test_a_usage_that_is_none(usage: Any, expected: Usage) -> None:

@@ -5,6 +5,7 @@ How to run it is in the README.md beside. `store.py` is the database.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -55,6 +56,7 @@ POLICY = (
 
 def create_app(**config: Any) -> Flask:
     """The app. SECRET_KEY and the provider come from the environment."""
+    logging.basicConfig(level=logging.INFO)  # a line for each stream, and how it ended
     app = Flask(__name__)
     app.config.update(CONFIG, SECRET_KEY=os.environ.get("SECRET_KEY"))
     app.config.update(config)

@@ -5,6 +5,7 @@ How to run it is in the README.md beside.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from contextlib import suppress
@@ -45,6 +46,7 @@ class LoginForm(FlaskForm):
 
 def create_app(**config: Any) -> Flask:
     """The app. SECRET_KEY and the provider come from the environment."""
+    logging.basicConfig(level=logging.INFO)  # a line for each stream, and how it ended
     app = Flask(__name__)
     app.config.update(CONFIG, SECRET_KEY=os.environ.get("SECRET_KEY"))
     app.config.update(config)
