@@ -18,8 +18,9 @@ def create_app() -> Flask:
     except ConfigError as error:
         logs.say_last(settings, str(error))
         sys.exit(3)  # gunicorn takes 3 for "do not start this worker again"
-    standalone.warn_of_typos(os.environ)
-    standalone.warn_if_open(app)
+    if standalone.is_first():
+        standalone.warn_of_typos(os.environ)
+        standalone.warn_if_open(app)
     return app
 
 

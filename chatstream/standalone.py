@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from flask import Flask
 
+from chatstream import server
 from chatstream.config import PREFIX, STANDALONE, unread
 from chatstream.extension import ChatStream
 
@@ -24,6 +25,11 @@ def create_app() -> Flask:
     app.config.update({key: os.environ.get(key, value) for key, value in STANDALONE.items()})
     ChatStream(app)
     return app
+
+
+def is_first() -> bool:
+    """Whether this process says at the start what is true of all workers of its gunicorn."""
+    return getattr(server.gunicorn_worker(), "age", 1) == 1
 
 
 def warn_of_typos(environ: Iterable[str]) -> None:

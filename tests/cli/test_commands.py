@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -57,8 +58,9 @@ def test_cancel_is_told_what(
     app: flask.Flask, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     """A session, or that it is all: neither is guessed."""
-    monkeypatch.setattr("chatstream.cli.sessions.stop", None)
-    monkeypatch.setattr("chatstream.cli.sessions.stop_all", None)
+    room = importlib.import_module("chatstream.cli.sessions")  # the command has the same name
+    monkeypatch.setattr(room, "stop", None)
+    monkeypatch.setattr(room, "stop_all", None)
     result = app.test_cli_runner().invoke(args=["chatstream", "cancel", *arguments])
     assert (result.exit_code, "say --all" in result.output) == (2, True)
 

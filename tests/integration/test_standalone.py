@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import eventually
 from tests.integration.processes import Provider, Server
 from tests.test_standalone import WARNING
 
@@ -31,11 +32,13 @@ def asked(server: Server, **headers: str) -> tuple[int, bytes]:
 
 
 def test_an_open_service(provider: Provider, tmp_path: Path) -> None:
-    """Anybody's question is answered, and its log says what that means, once a worker."""
-    server = serve(tmp_path / "log", provider, CHATSTREAM_TOKNES="tok-1")
+    """Anybody's question is answered, and its log says what that means, once for all workers."""
+    more = {"CHATSTREAM_TOKNES": "tok-1", "WEB_CONCURRENCY": "3"}
+    server = serve(tmp_path / "log", provider, **more)
     try:
         status, body = asked(server)
         assert (status, body[-14:]) == (200, b"data: [DONE]\n\n")
+        eventually(lambda: server.log().count("Booting worker") == 3, "all workers")
         assert server.log().count(WARNING) == 1
         assert server.log().count("Did you mean CHATSTREAM_TOKENS?") == 1
     finally:
