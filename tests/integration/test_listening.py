@@ -5,6 +5,7 @@ And CHATSTREAM_ON_DISCONNECT=finish: an answer that is read to its end without i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -53,35 +54,40 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@contextlib.contextmanager
+def listened_to(folder: Path, mode: str, policy: str) -> Iterator[tuple[Rig, Heard]]:
+    """A server with a provider of its own: a leak check counts that one's connections."""
+    environ = {"CHATSTREAM_ON_DISCONNECT": policy, "TEST_HEARD": str(folder / policy)}
+    with (
+        contextlib.closing(Provider()) as provider,
+        serving(folder / f"{policy}.log", provider, app=APP, **SERVERS[mode] | environ) as rig,
+    ):
+        rig.warm_up(answers=True)
+        yield rig, Heard(folder / policy)
+
+
 @pytest.fixture(scope="module")
-def shared(
-    mode: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, tuple[Rig, Heard]]]:
-    """A server that aborts and one that finishes, with one provider."""
-    folder, provider = tmp_path_factory.mktemp(mode), Provider()
-    heard = {policy: Heard(folder / policy) for policy in ("abort", "finish")}
+def aborting(mode: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Heard]]:
+    with listened_to(tmp_path_factory.mktemp(mode), mode, "abort") as both:
+        yield both
 
-    def server(policy: str) -> Any:
-        environ = {"CHATSTREAM_ON_DISCONNECT": policy, "TEST_HEARD": str(folder / policy)}
-        return serving(folder / f"{policy}.log", provider, app=APP, **SERVERS[mode] | environ)
 
-    with server("abort") as aborts, server("finish") as finishes:
-        for rig in (aborts, finishes):
-            rig.warm_up(answers=True)
-        yield {"abort": (aborts, heard["abort"]), "finish": (finishes, heard["finish"])}
-    provider.close()
+@pytest.fixture(scope="module")
+def finishing(mode: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Heard]]:
+    with listened_to(tmp_path_factory.mktemp(mode), mode, "finish") as both:
+        yield both
 
 
 @pytest.fixture
-def abort(shared: dict[str, tuple[Rig, Heard]]) -> Iterator[tuple[Rig, Heard]]:
-    yield shared["abort"]
-    shared["abort"][0].check_leaks()
+def abort(aborting: tuple[Rig, Heard]) -> Iterator[tuple[Rig, Heard]]:
+    yield aborting
+    aborting[0].check_leaks()
 
 
 @pytest.fixture
-def finish(shared: dict[str, tuple[Rig, Heard]]) -> Iterator[tuple[Rig, Heard]]:
-    yield shared["finish"]
-    shared["finish"][0].check_leaks()
+def finish(finishing: tuple[Rig, Heard]) -> Iterator[tuple[Rig, Heard]]:
+    yield finishing
+    finishing[0].check_leaks()
 
 
 def text_of(body: bytes) -> str:
