@@ -122,26 +122,40 @@ class Pairs:
                 fleet.server.terminate()  # all at once; `stop` then waits for each
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
+@contextlib.contextmanager
+def starting(folders: pytest.TempPathFactory, **environ: str) -> Iterator[Pairs]:
+    """Hosts of one module, with more in their environment."""
     require("redis-server")
     with contextlib.ExitStack() as stack:
-        pairs = Pairs(tmp_path_factory, stack)
+        pairs = Pairs(folders, stack, **environ)
         yield pairs
         pairs.terminate()
 
 
-@pytest.fixture
-def hosts(pairs: Pairs, worker_class: str) -> Iterator[Hosts]:
+@contextlib.contextmanager
+def left_at_rest(hosts: Hosts) -> Iterator[Hosts]:
     """Two hosts with Redis there, left so and at rest. Its Redis is this module's alone."""
-    hosts = pairs(worker_class)
     for fleet in hosts.both:
         fleet.ready()
     hosts.redis.command("SET", "chatstream:since", 0)  # it has long had its data
     yield hosts
     for fleet in hosts.both:
+        fleet.close_clients()
+    for fleet in hosts.both:
         fleet.check_leaks()
     eventually(hosts.joined, "Redis is there for everybody")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
+    with starting(tmp_path_factory) as pairs:
+        yield pairs
+
+
+@pytest.fixture
+def hosts(pairs: Pairs, worker_class: str) -> Iterator[Hosts]:
+    with left_at_rest(pairs(worker_class)) as hosts:
+        yield hosts
 
 
 def elsewhere(hosts: Hosts) -> Iterator[tuple[Fleet, Fleet]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -14,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import eventually, require
+from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.conftest import Fleet, Rig
 from tests.integration.processes import is_running
-from tests.integration.test_hosts import Hosts, Pairs
+from tests.integration.test_hosts import Hosts, Pairs, left_at_rest, starting
 from tests.integration.test_stop import SCENES
 from tests.integration.test_workers import begin, hanging, is_open
 
@@ -45,25 +44,14 @@ def fleet(rigs: Callable[..., Fleet], worker_class: str) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
-    require("redis-server")
-    with contextlib.ExitStack() as stack:
-        pairs = Pairs(tmp_path_factory, stack, CHATSTREAM_MAX_STREAMS_PER_OWNER=LIMIT)
+    with starting(tmp_path_factory, CHATSTREAM_MAX_STREAMS_PER_OWNER=LIMIT) as pairs:
         yield pairs
-        pairs.terminate()
 
 
 @pytest.fixture
 def hosts(pairs: Pairs, worker_class: str) -> Iterator[Hosts]:
-    """Two hosts of two workers each, in which a user may have two streams, left at rest."""
-    hosts = pairs(worker_class)
-    for fleet in hosts.both:
-        fleet.ready()
-    hosts.redis.command("SET", "chatstream:since", 0)  # it has long had its data
-    yield hosts
-    for fleet in hosts.both:
-        fleet.close_clients()
-    for fleet in hosts.both:
-        fleet.check_leaks()
+    with left_at_rest(pairs(worker_class)) as hosts:
+        yield hosts
 
 
 def ask(fleet: Rig, owner: str, session: str, at: int | None = None) -> tuple[Client, int]:

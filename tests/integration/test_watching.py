@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import eventually, require
+from tests.conftest import eventually
 from tests.integration.conftest import Fleet
 from tests.integration.processes import Provider, is_running
 from tests.integration.servers import run
 from tests.integration.test_ending import begin as begin_at
 from tests.integration.test_ending import draining
-from tests.integration.test_hosts import Hosts, Pairs
+from tests.integration.test_hosts import Hosts, Pairs, left_at_rest, starting
 from tests.integration.test_workers import begin, is_open
 
 SESSIONS, CANCEL_ALL = "/api/chat/sessions", "/api/chat/cancel-all"
@@ -27,24 +27,14 @@ numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
-    require("redis-server")
-    with contextlib.ExitStack() as stack:
-        pairs = Pairs(tmp_path_factory, stack, CHATSTREAM_HEALTH="/")
+    with starting(tmp_path_factory, CHATSTREAM_HEALTH="/") as pairs:
         yield pairs
-        pairs.terminate()
 
 
 @pytest.fixture
 def hosts(pairs: Pairs, worker_class: str) -> Iterator[Hosts]:
-    """Two hosts of two workers each with one Redis, left at rest."""
-    hosts = pairs(worker_class)
-    for fleet in hosts.both:
-        fleet.ready()
-    hosts.redis.command("SET", "chatstream:since", 0)  # it has long had its data
-    yield hosts
-    for fleet in hosts.both:
-        fleet.check_leaks()
-    eventually(hosts.joined, "Redis is there for everybody")
+    with left_at_rest(pairs(worker_class)) as hosts:
+        yield hosts
 
 
 def asked(fleet: Fleet, method: str, path: str, **headers: str) -> tuple[int, Any]:
