@@ -325,7 +325,8 @@ def test_a_stream_that_begins_before_its_worker_has_reached_redis(
         eventually(lambda: member.bus._looked.is_set() or threading.active_count() > 5, "them")
         member.bus.start()
         assert [claim.result(10) for claim in waiting] == [False] * 5
-    assert set(other.endings().values()) == {"superseded"}
+    # A claim waits for the other's word, but no longer than `PATIENCE`: a busy machine may need it.
+    eventually(lambda: set(other.endings().values()) == {"superseded"}, "the end of all")
     # Whoever asks the other worker is answered in turn: so would a question to us have been.
     assert other.cancel("s-0") is True
     assert Action.SUPERSEDE not in member.asked
