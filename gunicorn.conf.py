@@ -65,7 +65,7 @@ if _json:
     access_log_format = "%(m)s %(U)s %(s)s"  # else a query, a referer would be in the message
 
 if os.environ.get("CHATSTREAM_METRICS", "").strip().lower() not in ("", "off", "0"):
-    from chatstream.metrics import child_exit, on_exit, on_starting, share  # noqa: F401
+    from chatstream.workers import child_exit, on_exit, on_starting, share  # noqa: F401
 
     share()  # before an app is there, and whatever it counts
 

@@ -5,18 +5,20 @@ import sys
 
 from flask import Flask
 
-from chatstream import ConfigError, logs, standalone
-from chatstream.config import Settings
+from chatstream import ConfigError
+from chatstream.settings.table import Settings
+from chatstream.telemetry import log_format
+from chatstream.web import standalone
 
 
 def create_app() -> Flask:
     """The app, with a log. Without good settings the process ends, with a sentence."""
     settings, _ = Settings.survey({}, os.environ)
     try:
-        logs.configure(settings)
+        log_format.configure(settings)
         app = standalone.create_app()
     except ConfigError as error:
-        logs.say_last(settings, str(error))
+        log_format.say_last(settings, str(error))
         sys.exit(3)  # gunicorn takes 3 for "do not start this worker again"
     if standalone.is_first():
         standalone.warn_of_typos(os.environ)

@@ -13,7 +13,7 @@ from bench.joined import join
 from bench.processes import python, redis_server
 from bench.rows import Row, Sizes, summary
 from bench.systems import DETACHED, OURS, STREAM, System, cancel, up
-from chatstream.bus.base import Claim, Name
+from chatstream.bus.messages import Claim, Name
 
 SILENT: dict[str, object] = {"tokens": 1_000_000, "rate": 20, "silent_after": 2}
 _BATCH = 20  # streams that are made ready together

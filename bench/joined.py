@@ -9,9 +9,10 @@ import os
 import sys
 
 from chatstream.bus import create
-from chatstream.bus.base import Action, Answer, Bus, Claim, Name, Request
-from chatstream.config import Settings
-from chatstream.loop import Loop
+from chatstream.bus.base import Bus
+from chatstream.bus.messages import Action, Answer, Claim, Name, Request
+from chatstream.settings.table import Settings
+from chatstream.sockets.loop import Loop
 
 STREAMS = 25
 """Streams of each worker."""

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chatstream.dialects.base import Usage
     from chatstream.errors import (
         BusUnavailable,
         Busy,
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
         Unconfirmed,
         UpstreamError,
     )
-    from chatstream.extension import ChatStream
-    from chatstream.iterable import StreamIterable
-    from chatstream.outcome import Cancelled, Cause, Kind, Outcome, Phase, Started, Usage
-    from chatstream.service import Service
-    from chatstream.signals import cancel_answered, stream_ended, stream_started
-    from chatstream.stream import Stream
+    from chatstream.service.service import Service
+    from chatstream.stream.iterable import StreamIterable
+    from chatstream.stream.outcome import Cancelled, Cause, Kind, Outcome, Phase, Started
+    from chatstream.stream.stream import Stream
+    from chatstream.telemetry.signals import cancel_answered, stream_ended, stream_started
+    from chatstream.web.extension import ChatStream
+
 
 __all__ = [
     "BusUnavailable",
@@ -55,14 +57,26 @@ __all__ = [
     "stream_started",
 ]
 
-_ROOMS = ("outcome", "errors", "signals", "stream", "iterable", "service", "extension")
+_ROOMS = {
+    "errors": (
+        *("BusUnavailable", "Busy", "ChatStreamError", "ConfigError", "Refused", "StreamAborted"),
+        *("StreamError", "Unconfirmed", "UpstreamError"),
+    ),
+    "stream.outcome": ("Cancelled", "Cause", "Kind", "Outcome", "Phase", "Started"),
+    "dialects.base": ("Usage",),
+    "stream.stream": ("Stream",),
+    "stream.iterable": ("StreamIterable",),
+    "telemetry.signals": ("cancel_answered", "stream_ended", "stream_started"),
+    "service.service": ("Service",),
+    "web.extension": ("ChatStream",),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'chatstream' has no attribute {name!r}")
-    rooms = (import_module(f"chatstream.{room}") for room in _ROOMS)
-    value = next(getattr(room, name) for room in rooms if hasattr(room, name))
+    value = getattr(import_module(f"chatstream.{_HOME[name]}"), name)
     globals()[name] = value  # from now on Python finds it by itself
     return value
 

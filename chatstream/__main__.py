@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chatstream.cli import main
-from chatstream.standalone import create_app
+from chatstream.web.standalone import create_app
 
 if __name__ == "__main__":
     main(create_app)

@@ -12,8 +12,8 @@
           ├── Ended             a deadline or a shutdown of ours, told to the client: 504, 503
           └── UpstreamError     they broke it: the provider, or the way to it: 502, 504, 429, 400
 
-Exceptions of requests, urllib3, ssl and socket are mapped to this tree in `chatstream.faults`,
-with `__cause__` kept.
+Exceptions of requests, urllib3, ssl and socket are mapped to this tree in
+`chatstream.upstream.faults`, with `__cause__` kept.
 """
 
 from __future__ import annotations
@@ -183,3 +183,16 @@ def busy_without_descriptors() -> Iterator[None]:
         if out_of_descriptors(error):
             raise Busy("This worker has no free descriptor. Please try again.") from error
         raise
+
+
+class ProviderEvent(UpstreamError):
+    """The provider said inside its answer that it failed; its own words tell the client."""
+
+    code = "upstream_error"
+
+
+def not_whole() -> UpstreamError:
+    """The word for an answer that ended too early."""
+    return UpstreamError(
+        "The provider's answer ended before it was whole.", code="upstream_truncated"
+    )

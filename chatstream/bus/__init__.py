@@ -1,7 +1,8 @@
-"""The buses: how the workers of a service find each other's streams.
+"""How the workers of a service find each other's streams. Knows neither streams nor HTTP.
 
 `local` for one process, `unix` for the workers of one host, `redis` for many hosts. They are one
-interface, `chatstream.bus.base.Bus`, and pass one suite of tests.
+interface, `Bus` in `base`, and pass one suite of tests. `messages` is what crosses a process
+boundary, drawn; `places` counts what an owner has in one process. Chosen by URL, here.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import logging
 from pathlib import Path
 
 from chatstream.bus.base import Bus, Lives, Receive
-from chatstream.bus.directory import (
+from chatstream.bus.local import LocalBus
+from chatstream.bus.unix.directory import (
     check_base,
     default_base,
     gunicorn_service,
     living,
     service_directory,
 )
-from chatstream.bus.local import LocalBus
-from chatstream.bus.unix import UnixBus, UnixVisitor
-from chatstream.config import Settings
+from chatstream.bus.unix.unix_bus import UnixBus
+from chatstream.bus.unix.visitor import UnixVisitor
 from chatstream.errors import ConfigError
-from chatstream.loop import Loop
+from chatstream.settings.table import Settings
+from chatstream.sockets.loop import Loop
 
 log = logging.getLogger("chatstream")
 
@@ -40,7 +42,7 @@ def check(settings: Settings) -> None:
         check_base(_base(bus))
     elif bus.startswith("redis"):
         try:
-            from chatstream.bus.redis import check as check_redis
+            from chatstream.bus.redis.server import check as check_redis
         except ImportError:
             raise ConfigError(
                 "CHATSTREAM_BUS=redis:// needs redis-py: pip install 'chatstream[redis]'"
@@ -62,7 +64,7 @@ def create(
     """
     bus = settings.bus or ("unix" if gunicorn_service() else "local")
     if bus.startswith("redis"):
-        from chatstream.bus.redis import RedisBus
+        from chatstream.bus.redis.redis_bus import RedisBus
 
         prefix, ttl = settings.bus_prefix, settings.bus_ttl
         return RedisBus(receive, bus, prefix=prefix, ttl=ttl, lives=lives)
@@ -98,7 +100,7 @@ def visit(settings: Settings, app: str) -> list[Bus]:
         return []
     visitors: list[Bus] = []
     if bus.startswith("redis"):
-        from chatstream.bus.redis import RedisVisitor
+        from chatstream.bus.redis.visitor import RedisVisitor
 
         visitors.append(RedisVisitor(bus, prefix=settings.bus_prefix))
     else:

@@ -8,23 +8,11 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from time import monotonic
 
-from chatstream import native
-from chatstream.bus.base import (
-    REMEMBER,
-    REMEMBER_PER_OWNER,
-    Answer,
-    Bus,
-    Claim,
-    Enquiry,
-    Lives,
-    Name,
-    Page,
-    Receive,
-    Request,
-    Worker,
-)
+from chatstream.bus.base import REMEMBER, REMEMBER_PER_OWNER, Bus, Lives, Receive
+from chatstream.bus.messages import Answer, Claim, Enquiry, Name, Page, Request, Worker
 from chatstream.bus.places import Places
 from chatstream.errors import too_many
+from chatstream.sockets import native
 
 
 class LocalBus(Bus):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from chatstream.bus.base import Claim
+from chatstream.bus.messages import Claim
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Place:
     Attributes:
         claims: Those of the session's streams that have not been given back.
         byte: What other processes know it by; None where they do not.
-        spare: Whether that is a spare one; see `chatstream.bus.locked_places`.
+        spare: Whether that is a spare one; see `chatstream.bus.unix.locked_places`.
         settled: Whether it is the session's, and not only taken to supersede another stream.
     """
 

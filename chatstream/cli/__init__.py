@@ -1,7 +1,9 @@
 """The commands: `flask chatstream …`, and `python -m chatstream …` for the standalone service.
 
-Each command's room is imported when it runs. The group is known to Flask as a plugin, too, so that
-`doctor` can say what is wrong where the app itself cannot be loaded.
+Each command's room is imported when it runs: `chat` (with `answer` and `interrupt`), `sessions`
+(with cancel), `doctor`; what they share of a terminal is in `terminal`. The group is known
+to Flask as a plugin, too, so that `doctor` can say what is wrong where the app itself cannot be
+loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from flask.cli import NoAppException, ScriptInfo
 from chatstream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from chatstream.service import Service
+    from chatstream.service.service import Service
+
 
 group = click.Group("chatstream", help="Streams of an LLM provider that stop when told to.")
 
@@ -189,7 +192,7 @@ def _service_of(app: Flask) -> Service:
 
 
 def _check_id(session_id: str | None) -> None:
-    from chatstream.reading import ID
+    from chatstream.stream.stream import ID
 
     if session_id is not None and not ID.fullmatch(session_id):
         raise click.UsageError("--session takes 1-128 of A-Za-z0-9._:-")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from chatstream import sse
+from chatstream.dialects import sse
 
 
 class Piece(NamedTuple):

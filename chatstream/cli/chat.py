@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from chatstream.cli.answer import Reader
 from chatstream.cli.interrupt import Interrupt
 from chatstream.cli.terminal import Terminal
-from chatstream.errors import StreamError
-from chatstream.outcome import Cause
-from chatstream.stream import ProviderEvent
+from chatstream.errors import ProviderEvent, StreamError
+from chatstream.stream.outcome import Cause
 
 if TYPE_CHECKING:
-    from chatstream.iterable import StreamIterable
-    from chatstream.service import Service
+    from chatstream.service.service import Service
+    from chatstream.stream.iterable import StreamIterable
+
 
 STOPPED = "[stopped]"
 """Ends an answer that was stopped, for who reads it and for the model."""

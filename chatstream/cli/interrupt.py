@@ -9,7 +9,7 @@ from functools import partial
 from time import monotonic
 from types import FrameType, TracebackType
 
-from chatstream import native
+from chatstream.sockets import native
 
 AGAIN = 1.0
 """Seconds after a Ctrl-C that stopped an answer in which another one does not leave the program."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chatstream import bus
-from chatstream.bus.base import MOST, Bus, Found, Listing, Live, Worker
-from chatstream.bus.directory import default_base, living
+from chatstream.bus.base import MOST, Bus
+from chatstream.bus.messages import Found, Listing, Live, Worker
+from chatstream.bus.unix.directory import default_base, living
 from chatstream.cli.terminal import Terminal
-from chatstream.config import Settings
 from chatstream.errors import BusUnavailable, StreamError, Unconfirmed
+from chatstream.settings.table import Settings
 
 UNKNOWN = 1
 """The exit code where nothing of that name lives."""

@@ -19,7 +19,13 @@ before anything else is done. What falls due is sent up to 1 ms late (epoll's un
 Every instant (``*_ns``) is `time.monotonic_ns`, so on one host it compares with the stamps of other
 processes. A FIN counts as gone, as it does for most providers. (A client that closes a socket with
 unread bytes sends a RST.) Linux only: epoll, eventfd. It needs no other part of the package.
+
+`command` starts it. `server` waits, a `connection` speaks HTTP in the words of `wire`, an
+`exchange` is one question and its figures, kept in the `ledger`; a `plan` says how to answer, a
+`script` when.
 """
+
+from __future__ import annotations
 
 from chatstream.simulator.command import main
 from chatstream.simulator.plan import Plan

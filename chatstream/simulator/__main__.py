@@ -1,5 +1,7 @@
 """`python -m chatstream.simulator`."""
 
+from __future__ import annotations
+
 import sys
 
 from chatstream.simulator.command import main

@@ -10,21 +10,20 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from chatstream.simulator.exchange import Exchange, Mark
 from chatstream.simulator.plan import SECOND
 from chatstream.simulator.script import NEVER, STAMP, Step
 from chatstream.simulator.wire import BadRequest, Request, dump, make_head, take_head
 
-if TYPE_CHECKING:
-    from chatstream.simulator.server import Simulator
-
 _WRITE_LIMIT = 65_536  # bytes for one write, so (plus one event) the most that is ever buffered
+
 _READ_SIZE = 65_536  # bytes
+
 _LINGER_NS = 2 * SECOND  # how long a connection that we ended waits for the client's own FIN
 
 
@@ -38,13 +37,26 @@ class Phase(Enum):
     CLOSED = 5
 
 
+class Host(Protocol):
+    """What connections are served by: the `Simulator`."""
+
+    poller: select.epoll
+    ledger: Any
+
+    def call_at(
+        self, when_ns: int, connection: Connection | None, call: Callable[[], None]
+    ) -> None: ...
+    def forget(self, connection: Connection, fd: int, now_ns: int) -> None: ...
+    def serve(self, connection: Connection, request: Request) -> None: ...
+
+
 class Connection:
     """One client's socket: reads requests, plays the steps of the answers.
 
     Touched by the loop's thread only.
     """
 
-    def __init__(self, simulator: Simulator, sock: socket.socket, number: int, peer: int) -> None:
+    def __init__(self, simulator: Host, sock: socket.socket, number: int, peer: int) -> None:
         self.number = number
         self.peer = peer
         self.figures_only = False

@@ -6,10 +6,7 @@ import dataclasses
 import math
 import time
 from enum import Enum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from chatstream.simulator.connection import Connection
+from typing import Any, Protocol
 
 
 class Mark(Enum):
@@ -108,14 +105,23 @@ class Exchange:
 
 
 _HIDDEN_KEYS = ("clock_ns", "interval_ns", "ending", "waits")
+
 _FIGURE_KEYS = [key for key in Exchange.__dataclass_fields__ if key not in _HIDDEN_KEYS]
+
+
+class Asker(Protocol):
+    """Who waits: a `Connection`."""
+
+    phase: Any
+
+    def respond(self, status: int, body: object) -> None: ...
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Wait:
     """A connection that waits to hear about a request."""
 
-    connection: Connection
+    connection: Asker
     id: str
     wait: str
     count: int

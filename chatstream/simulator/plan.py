@@ -11,6 +11,7 @@ from typing import Any
 from chatstream.simulator.wire import BODY_LIMIT, BadRequest
 
 SECOND = 1_000_000_000  # ns
+
 _CUTS = ("reset_after", "truncate_after", "error_after")
 
 # What a key takes follows from its annotation in `Plan`. Numbers go from 0 to a million, except:
@@ -21,7 +22,9 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
     "str | float": ((str, int, float), "text or a number"),
 }
+
 _LIMITS = {"status": (200, 599), "queue_interval": (0.001, 1e6), "split": (1, BODY_LIMIT)}
+
 _HEADER_KEYS = ("retry_after", "content_type", "content_encoding", "location", "set_cookie")
 
 

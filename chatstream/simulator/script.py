@@ -45,10 +45,12 @@ same second are a Tuesday. Each of them deserves the same quick answer, and the 
 who merely wants to go on reading, should not notice that anything happened. That is all there is
 to it, and it is harder than it looks.
 """
+
 STAMP = b"@" + b"0" * 20
 """Takes the place of the instant in a token with `stamp`: nobody knows it before it is sent."""
 
 _BATCH = 64  # tokens of one step, where all are made at once
+
 _CLOSE_EVENT = b'"},"finish_reason":null}]}\n\n'
 
 

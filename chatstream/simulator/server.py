@@ -27,16 +27,23 @@ from chatstream.simulator.script import Script
 from chatstream.simulator.wire import BadRequest, Request
 
 _WHOLE_LIMIT = 64 << 20  # bytes of an answer that is not streamed, as it is built in one piece
+
 _ACCEPT_PAUSE_NS = SECOND // 20  # when the process is out of descriptors
+
 _BATCH = (
     32  # events or timers served between two looks at epoll: bounds how late a hang-up is stamped
 )
+
 _MAX_EVENTS = 4096
+
 _BACKLOG = 4096
+
 _LONGEST_POLL_S = 3600.0  # epoll_wait takes no more than an int of milliseconds
+
 _WAIT_S = 30.0  # default timeout of ?wait=
 
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
 _WAITS = ("started", "headers", "delivered", "closed")
 
 

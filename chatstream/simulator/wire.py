@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 _HEAD_LIMIT = 65_536  # bytes of request line and headers
+
 BODY_LIMIT = 16 << 20  # bytes of a request's body
 
 

@@ -9,6 +9,9 @@
 pytest loads this module in every run on a machine that has chatstream, so it brings nothing along:
 what the fixtures need is imported when a test asks for one. All names of fixtures begin with
 `chatstream_`. Without the fixtures, `Provider` and `Live` are context managers.
+
+`provider` is scripted (`script`), `live` serves an app, `browser` asks it and gets an `answer`;
+`threads` says which of them are left.
 """
 
 from __future__ import annotations
@@ -23,19 +26,26 @@ import pytest
 if TYPE_CHECKING:
     from flask import Flask
 
-    from chatstream.testing.browser import Answer, Browser, Event, Reply
+    from chatstream.testing.answer import Answer, Event, Reply
+    from chatstream.testing.browser import Browser
     from chatstream.testing.live import Live
     from chatstream.testing.provider import Figure, Provider
 
+
 __all__ = ["Answer", "Browser", "Event", "Figure", "Live", "Provider", "Reply"]
 
-_ROOMS = {"Figure": "provider", "Live": "live", "Provider": "provider"}  # else the browser
+_ROOMS = {
+    "Browser": "browser",
+    "Figure": "provider",
+    "Live": "live",
+    "Provider": "provider",
+}  # else answer
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'chatstream.testing' has no attribute {name!r}")
-    value = getattr(import_module(f"chatstream.testing.{_ROOMS.get(name, 'browser')}"), name)
+    value = getattr(import_module(f"chatstream.testing.{_ROOMS.get(name, 'answer')}"), name)
     globals()[name] = value  # from now on Python finds it by itself
     return value
 
@@ -48,7 +58,8 @@ def chatstream_provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
     CHATSTREAM_API_KEY, unless `app.config` has them); one that has been made before is pointed at
     it with `chatstream_provider.attach(app)`, as `chatstream_live` does by itself. See `Provider`.
     """
-    from chatstream.testing.provider import Provider, ended_threads, without_proxy
+    from chatstream.testing.provider import Provider, without_proxy
+    from chatstream.testing.threads import ended_threads
 
     with ended_threads(), Provider() as provider:
         monkeypatch.setenv("CHATSTREAM_UPSTREAM_URL", provider.url)

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from chatstream.signals import stream_ended
-from chatstream.testing.browser import Answer, Browser
-from chatstream.testing.provider import join, service_of
+from chatstream.telemetry.signals import stream_ended
+from chatstream.testing.answer import Answer
+from chatstream.testing.browser import Browser
+from chatstream.testing.provider import service_of
+from chatstream.testing.threads import join
 
 if TYPE_CHECKING:
     from flask import Flask
 
-    from chatstream.outcome import Outcome
+    from chatstream.stream.outcome import Outcome
+
 
 STREAMS = 64
 """Stream slots, where the app's settings say nothing: werkzeug's threads have no bound."""

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import http.client
 import json
 import os
 import select
-import threading
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode
 
-from chatstream import server
-from chatstream.simulator import Plan, Simulator
+from chatstream.simulator import Simulator
+from chatstream.testing.script import checked
+from chatstream.workers import draining
 
 if TYPE_CHECKING:
     from flask import Flask
 
-    from chatstream.config import Settings
-    from chatstream.service import Service
-    from chatstream.testing.browser import Answer
+    from chatstream.service.service import Service
+    from chatstream.settings.table import Settings
+    from chatstream.testing.answer import Answer
+
 
 Until = Literal["started", "headers", "delivered", "closed"]
 
 TIMEOUT = 10.0
 """Seconds that a condition may take to come true, where a test does not say otherwise."""
-
-PATIENCE = 5.0
-"""Seconds that threads which were told to end may take."""
 
 _BY_THE_CLIENT = ("client", "reset")
 """How a request ends of which the provider was told: by our FIN or our RST."""
@@ -132,7 +128,7 @@ class Provider:
         Streams are aborted, and idle connections closed, of every app that was pointed here, also
         by its own settings. Attached ones get theirs back.
         """
-        for service in server.services():
+        for service in draining.services():
             if service.settings.upstream_url == self.url:
                 service.stop()
         while self._attached:
@@ -279,37 +275,11 @@ def service_of(app: Flask) -> Service:
     return service
 
 
-def join(threads: Collection[threading.Thread]) -> int:
-    """Waits for threads to end. Returns how many have not, after `PATIENCE` seconds."""
-    deadline = time.monotonic() + PATIENCE
-    for thread in list(threads):
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return sum(thread.is_alive() for thread in list(threads))
-
-
-@contextlib.contextmanager
-def ended_threads() -> Iterator[None]:
-    """Waits, in the end, for the threads of chatstream that began meanwhile: they were told."""
-    before = set(threading.enumerate())
-    yield
-    join([t for t in threading.enumerate() if t.name.startswith("chatstream-") and t not in before])
-
-
 def without_proxy() -> dict[str, str]:
     """Environment variables with which 127.0.0.1 is not asked for through a proxy."""
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     value = f"{known},127.0.0.1" if known else "127.0.0.1"
     return {"no_proxy": value, "NO_PROXY": value}
-
-
-def checked(script: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The script itself. Raises ValueError where a key is not known or its value wrong."""
-    __tracebackhide__ = True
-    try:
-        Plan.parse(script)
-    except ValueError as error:  # it speaks of the field in which requests have the keys
-        raise ValueError(str(error).replace("simulate.", "", 1)) from None
-    return script
 
 
 def _name(answer: Answer | Figure | str) -> str:

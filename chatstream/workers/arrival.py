@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from chatstream.framing import BadFraming, Chunked
+from chatstream.sockets.framing import BadFraming, Chunked
 
 MAX_HEAD = 64 * 1024
 """Longest head, in bytes. nginx takes 32 KB (large_client_header_buffers)."""
@@ -16,9 +16,12 @@ READ_AHEAD = 1024
 """Bytes that the server's parser asks for at least, beyond what an app wants to see of a body."""
 
 _REQUEST_LINE = re.compile(rb"[^ \r\n]+ ([^ \r\n]+) HTTP/1\.([0-9])\r\n")
+
 # A space before the colon is for the server's parser to refuse, or to take: a setting of its.
 _LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
+
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding[ \t]*:[^\r\n]*chunked", re.IGNORECASE)
+
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
 
 

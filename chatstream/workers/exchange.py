@@ -26,7 +26,7 @@ class Kept(enum.Enum):
 
 
 class Exchange:
-    """A request and its response. See `chatstream.detached.Exchange` for what the loop calls.
+    """A request and its response. See `chatstream.stream.sides.Exchange` for what the loop calls.
 
     The app, its hooks and the access log are called in threads of the pool.
     """
@@ -156,7 +156,7 @@ class Exchange:
     def _detach(self) -> bool:
         """Whether the loop moves the response from now on."""
         # Here: what gunicorn's master has imported, a reload does not renew.
-        from chatstream.detached import Detachable
+        from chatstream.stream.sides import Detachable
 
         # Its very type: a wrapper may pass itself off as what it wraps, and wants to be walked.
         if not issubclass(type(self._answer), Detachable):

@@ -24,9 +24,11 @@ from gevent.server import StreamServer
 from gunicorn import sock as gunicorn_sock
 from gunicorn.workers import base, ggevent
 
-from chatstream import native, server
 from chatstream.errors import RequestTimeout, out_of_descriptors
+from chatstream.sockets import native
+from chatstream.workers import draining
 from chatstream.workers.arrival import Arrival
+from chatstream.workers.checks import check_descriptors, check_gunicorn, supported
 from chatstream.workers.exchange import Exchange, Kept
 from chatstream.workers.limits import (
     CONTINUE,
@@ -37,12 +39,10 @@ from chatstream.workers.limits import (
     NO_DESCRIPTOR,
     TIMED_OUT,
     Limits,
-    check_descriptors,
-    check_gunicorn,
-    supported,
 )
 
 _RECEIVE = 65536
+
 _UNREAD = 65536
 """Bytes of a body that an app did not read, thrown away so that a connection can go on."""
 
@@ -76,14 +76,14 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
     def _quit(self, sig: int, frame: FrameType | None) -> None:
         self.alive = False
         until = monotonic() + LAST_WORDS
-        while monotonic() < until and not all(service.at_rest() for service in server.services()):
+        while monotonic() < until and not all(service.at_rest() for service in draining.services()):
             gevent.sleep(0.02)
         base.Worker.handle_quit(self, sig, frame)
 
     def init_signals(self) -> None:
         """As gunicorn's, and the services of this process are told of an end."""
         super().init_signals()
-        server.follow_signals()
+        draining.follow_signals()
 
     def load_wsgi(self) -> None:
         """As gunicorn's; what is there then lives as long as the worker."""
@@ -110,7 +110,7 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
         super().notify()
         if self.alive:
             return
-        server.drain()  # `max_requests` may be another app's request, that no hook of ours saw
+        draining.drain()  # `max_requests` may be another app's request, that no hook of ours saw
         if self.server_class is None:
             return
         self._ended = self._ended or monotonic()

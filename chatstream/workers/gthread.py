@@ -24,12 +24,11 @@ from typing import Any
 
 from gunicorn import http
 from gunicorn import sock as gunicorn_sock
-from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers import base, gthread
 
-from chatstream import server
-from chatstream.errors import RequestTimeout
+from chatstream.workers import draining
 from chatstream.workers.arrival import Arrival
+from chatstream.workers.checks import check_descriptors, check_gunicorn, supported
 from chatstream.workers.exchange import Exchange, Kept
 from chatstream.workers.limits import (
     CONTINUE,
@@ -40,16 +39,16 @@ from chatstream.workers.limits import (
     NO_DESCRIPTOR,
     TIMED_OUT,
     Limits,
-    check_descriptors,
-    check_gunicorn,
-    supported,
 )
+from chatstream.workers.unreader import NOT_YET, Unreader
 
 GRAIN = 0.1
 """Seconds by which a deadline may be late: those that wait are looked through no more often."""
 
 _RECEIVE = 65536
+
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
 _NO_CONNECTION = (  # and what accept(2) passes on of the connection's own
     errno.EAGAIN,
     errno.ECONNABORTED,
@@ -64,7 +63,6 @@ _NO_CONNECTION = (  # and what accept(2) passes on of the connection's own
     errno.EHOSTUNREACH,
     errno.ENONET,
 )
-_NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class _Waiting:
@@ -110,7 +108,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def init_signals(self) -> None:
         """As gunicorn's, and the services of this process are told of an end."""
         super().init_signals()
-        server.follow_signals()
+        draining.follow_signals()
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """As of all of gunicorn's workers. gthread's own takes locks that it may have interrupted.
@@ -139,7 +137,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def _see_streams_out(self) -> None:
         """Streams end at once; no thread that the process would wait for has to send their ends."""
         until = monotonic() + LAST_WORDS
-        while not all(service.at_rest() for service in server.services()):
+        while not all(service.at_rest() for service in draining.services()):
             if (left := until - monotonic()) <= 0:
                 return
             self.wait_for_and_dispatch_events(min(left, GRAIN))
@@ -233,7 +231,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
                 self._take(waiting, data)
                 if self._tls is None:  # else some may be left in its buffer
                     return
-        except _NOT_YET:
+        except NOT_YET:
             return
         except OSError as error:
             self.log.debug("A connection ended: %s", error)
@@ -264,7 +262,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     def _serve(self, conn: Any, arrival: Arrival) -> None:
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
-            conn.parser.unreader = _Unreader(conn.sock)
+            conn.parser.unreader = Unreader(conn.sock)
         # A long body of ours is refused, so nobody has to wait for its rest.
         ours = self._limits.ours(arrival)
         conn.parser.unreader.patience = 0.0 if ours else self._limits.request
@@ -350,7 +348,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         try:
             if waiting.conn.sock.recv(_RECEIVE):
                 return
-        except _NOT_YET:
+        except NOT_YET:
             return
         except OSError:
             pass
@@ -417,7 +415,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
         Whatever it ends for: `max_requests` may be another app's request, that no hook of ours saw.
         """
-        server.drain()
+        draining.drain()
         super()._cap_keepalive(deadline)
         for waiting in self._waiting:
             if waiting.idle:
@@ -428,40 +426,3 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         super().murder_keepalived(force)
         for waiting in list(self._waiting) if force else ():
             self._drop(self._forget(waiting))
-
-
-class _Unreader(SocketUnreader):  # type: ignore[misc]
-    """Where gunicorn's parser gets a request from. In a thread.
-
-    What has arrived is in its buffer; the socket is asked for the rest of a long body only.
-
-    Attributes:
-        patience: Seconds that the client may send nothing; 0: only what is there.
-    """
-
-    patience = 0.0
-
-    def chunk(self, size_hint: int | None = None) -> bytes:
-        """More of a body.
-
-        Raises:
-            RequestTimeout: It did not go on; the client was told.
-            TimeoutError: Nothing is there.
-        """
-        self.sock.settimeout(self.patience)
-        try:
-            return bytes(super().chunk(size_hint))
-        except (TimeoutError, *_NOT_YET):
-            if not self.patience:
-                raise TimeoutError from None
-            self._refuse()
-            raise RequestTimeout from None
-        finally:
-            self.sock.settimeout(None)
-
-    def _refuse(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.settimeout(0.0)  # who does not read its answers is not told
-            self.sock.send(TIMED_OUT)
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)  # the app's own answer would come second

@@ -6,23 +6,17 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from chatstream import server, slots
-from chatstream.config import Settings
+from chatstream.settings.table import Settings
+from chatstream.workers import draining
 from chatstream.workers.arrival import Arrival
-
-OLDEST_GUNICORN = 27
-"""The first one whose workers are made as ours expect."""
 
 LINGER = 2.0
 """Seconds that a peer has to close a connection that we have closed (RFC 9112, section 9.6)."""
 
 NO_DESCRIPTOR = 0.5
 """Seconds without accepting where the process has no descriptor left."""
-
 
 LAST_WORDS = 5.0
 """Seconds that a worker which is to end at once waits for its streams' clients.
@@ -36,8 +30,11 @@ def _refusal(status: str) -> bytes:
 
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 TIMED_OUT = _refusal("408 Request Timeout")
+
 LONG_BODY = _refusal("413 Content Too Large")
+
 LONG_HEAD = _refusal("431 Request Header Fields Too Large")
 
 
@@ -65,7 +62,7 @@ class Limits:
 
         For before it is known whose request it is, they have to agree.
         """
-        every = [service.settings for service in server.services()]
+        every = [service.settings for service in draining.services()]
         every = every or [Settings.load({}, os.environ)]
         return cls(
             first=max(each.headers_timeout for each in every),
@@ -115,38 +112,3 @@ def _pattern(every: Iterable[Settings]) -> re.Pattern[bytes]:
             at = each.openai_prefix.rstrip("/")
             paths.append(re.escape(f"{at}/chat/completions".encode()))
     return re.compile(rb".*(?:%b)" % b"|".join(paths), re.DOTALL)
-
-
-def check_gunicorn() -> None:
-    """Looks, before the first worker is made, whether our workers know this gunicorn.
-
-    Raises:
-        SystemExit: They do not; the message says what to do.
-    """
-    if int(version("gunicorn").partition(".")[0]) < OLDEST_GUNICORN:
-        raise SystemExit(
-            f"chatstream.workers need gunicorn {OLDEST_GUNICORN} or newer, and this is"
-            f" {version('gunicorn')}: pip install --upgrade gunicorn."
-            " Or take a worker of gunicorn's own: --worker-class gthread, or gevent."
-        )
-
-
-def check_descriptors() -> None:
-    """Looks, before the first worker is made, whether there are enough for CHATSTREAM_MAX_STREAMS.
-
-    Raises:
-        SystemExit: There are not; the message says what to do.
-    """
-    wanted = os.environ.get("CHATSTREAM_MAX_STREAMS", "")
-    # What is no number is for the app to refuse.
-    if wanted.isdecimal() and (sentence := slots.too_many(int(wanted))):
-        raise SystemExit(sentence)
-
-
-def supported(cfg: Any) -> bool:
-    """Whether a worker of ours knows the protocols of this configuration.
-
-    HTTP/2, uWSGI's and PROXY's are left to gunicorn, with its own limits.
-    """
-    protocols = str(getattr(cfg, "http_protocols", ""))
-    return cfg.protocol == "http" and "h2" not in protocols and cfg.proxy_protocol in (False, "off")

@@ -6,7 +6,7 @@ from typing import Any
 
 from gunicorn import glogging
 
-from chatstream.logs import json_formatter, take_over, write_past
+from chatstream.telemetry.log_format import json_formatter, take_over, write_past
 
 
 class JsonLogger(glogging.Logger):  # type: ignore[misc]

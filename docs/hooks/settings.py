@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from chatstream.config import PREFIX, Settings
+from chatstream.settings.table import PREFIX, Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "settings.md"
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from chatstream import errors
-from chatstream.bus.directory import service_directory
+from chatstream.bus.unix.directory import service_directory
 from tests.conftest import PATIENCE, eventually
 
 if TYPE_CHECKING:

@@ -93,7 +93,7 @@ def listening(path: Path) -> Peer:
     return Peer(
         "import os, socket",
         "from pathlib import Path",
-        "from chatstream.bus.directory import Directory",
+        "from chatstream.bus.unix.directory import Directory",
         f"one = Directory(Path({str(path)!r}))",
         "(one.path / 'early').mkdir()",
         "sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)",

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chatstream import bus
-from chatstream.bus.base import Answer, Bus, Request
-from chatstream.bus.directory import default_base, service_directory
+from chatstream.bus.base import Bus
 from chatstream.bus.local import LocalBus
-from chatstream.bus.unix import UnixBus, UnixVisitor
-from chatstream.config import Settings
+from chatstream.bus.messages import Answer, Request
+from chatstream.bus.unix.directory import default_base, service_directory
+from chatstream.bus.unix.unix_bus import UnixBus
+from chatstream.bus.unix.visitor import UnixVisitor
 from chatstream.errors import ConfigError
-from chatstream.loop import Loop
+from chatstream.settings.table import Settings
+from chatstream.sockets.loop import Loop
 from tests.bus.peer import Peer
 
 if TYPE_CHECKING:
@@ -149,7 +151,7 @@ def test_nothing_is_made_before_the_start(base: Path) -> None:
 
 def test_redis(shared_redis: RedisServer, warnings: Lines) -> None:
     """An address of a server that is there, with the service's own prefix."""
-    from chatstream.bus.redis import RedisBus
+    from chatstream.bus.redis.redis_bus import RedisBus
 
     bus.check(settings(shared_redis.url))
     joined = created(shared_redis.url)
@@ -180,7 +182,8 @@ def test_a_directory_that_is_too_long() -> None:
 def test_without_redis_py(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """The extra is named, and how to install it; the address, with its password, is not."""
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "chatstream.bus.redis", raising=False)
+    for name in [name for name in sys.modules if name.startswith("chatstream.bus.redis.")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError, match=r"pip install 'chatstream\[redis\]'$") as caught:
         bus.check(settings(text))
     assert "hunter2" not in str(caught.value)
@@ -192,7 +195,8 @@ def test_without_redis_py_the_others_work(
 ) -> None:
     """Who sets no Redis needs no redis-py."""
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "chatstream.bus.redis", raising=False)
+    for name in [name for name in sys.modules if name.startswith("chatstream.bus.redis.")]:
+        monkeypatch.delitem(sys.modules, name)
     bus.check(settings(text))
     assert isinstance(created(text), LocalBus)
 
@@ -204,7 +208,7 @@ def entered(base: Path, service: str) -> Peer:
     """A process that lives in a service's directory."""
     return Peer(
         "from pathlib import Path",
-        "from chatstream.bus.directory import Directory",
+        "from chatstream.bus.unix.directory import Directory",
         f"one = Directory(Path({str(service_directory(base, service, 'app'))!r}))",
         "(one.path / 'early').mkdir()",
     )

@@ -17,12 +17,12 @@ import pytest
 
 from chatstream import bus
 from chatstream.bus import base
-from chatstream.bus.base import Answer, Enquiry, Live, Name, decode, encode
-from chatstream.bus.directory import service_directory
 from chatstream.bus.local import LocalBus
-from chatstream.bus.redis import RedisBus
-from chatstream.config import Settings
+from chatstream.bus.messages import Answer, Enquiry, Live, Name, decode, encode
+from chatstream.bus.redis.redis_bus import RedisBus
+from chatstream.bus.unix.directory import service_directory
 from chatstream.errors import BusUnavailable
+from chatstream.settings.table import Settings
 from tests.bus.conftest import Service, Services, Worker
 from tests.bus.peer import listening
 from tests.bus.test_contract import AT_ONCE

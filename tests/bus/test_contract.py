@@ -12,14 +12,8 @@ from typing import Any
 
 import pytest
 
-from chatstream.bus.base import (
-    REMEMBER_PER_OWNER,
-    Action,
-    Answer,
-    Reply,
-    Request,
-    encode,
-)
+from chatstream.bus.base import REMEMBER_PER_OWNER
+from chatstream.bus.messages import Action, Answer, Reply, Request, encode
 from chatstream.errors import Refused, Unconfirmed
 from tests.bus.conftest import Pending, Service, Services, Worker
 from tests.conftest import eventually

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from chatstream.bus.directory import NAMES, VisitedDirectory
-from chatstream.bus.locked_places import base_of, holders, part_of
+from chatstream.bus.unix.directory import NAMES, VisitedDirectory
+from chatstream.bus.unix.locked_places import base_of, holders, part_of
 from chatstream.errors import Refused
 from tests.bus.conftest import Pending, Service, Services, Worker
 from tests.bus.peer import Peer
@@ -335,7 +335,7 @@ def test_who_has_superseded_a_stream_is_not_refused(services: Services) -> None:
     file = service.directory / f"names-{part_of('', NAMES):x}"
     thief = Peer(
         "from pathlib import Path",
-        "from chatstream.bus.record_locks import RecordLocks",
+        "from chatstream.bus.unix.record_locks import RecordLocks",
         f"locks = RecordLocks(Path({str(file)!r}))",
     )
     try:

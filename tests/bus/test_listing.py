@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from chatstream import bus
-from chatstream.bus import base, redis, unix
-from chatstream.bus.base import (
+from chatstream.bus import base
+from chatstream.bus.base import Bus
+from chatstream.bus.messages import (
     Answer,
-    Bus,
     Claim,
     Enquiry,
     Live,
@@ -24,10 +24,12 @@ from chatstream.bus.base import (
     Worker,
     encode,
 )
-from chatstream.bus.directory import living, service_directory
-from chatstream.bus.unix import UnixVisitor
-from chatstream.config import Settings
+from chatstream.bus.redis import redis_bus
+from chatstream.bus.unix import unix_bus
+from chatstream.bus.unix.directory import living, service_directory
+from chatstream.bus.unix.visitor import UnixVisitor
 from chatstream.errors import BusUnavailable, Unconfirmed
+from chatstream.settings.table import Settings
 from tests.bus.conftest import Service, Services
 from tests.bus.peer import Peer, listening
 from tests.bus.test_contract import AT_ONCE
@@ -186,7 +188,7 @@ def test_a_visitor_is_told_of_a_worker_that_hangs(
     shared: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its cancel is not confirmed, and happens when the worker wakes."""
-    for module in (redis, unix):
+    for module in (redis_bus, unix_bus):
         monkeypatch.setattr(module, "PATIENCE", 0.2)
     (one,) = shared.join(1)
     one.claim("s", "a")

@@ -7,16 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from chatstream.bus.base import (
-    REMEMBER,
-    REMEMBER_PER_OWNER,
-    Action,
-    Answer,
-    Claim,
-    Name,
-    Request,
-)
+from chatstream.bus.base import REMEMBER, REMEMBER_PER_OWNER
 from chatstream.bus.local import LocalBus
+from chatstream.bus.messages import Action, Answer, Claim, Name, Request
 
 
 class Process:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatstream.bus.base import Claim, Name
+from chatstream.bus.messages import Claim, Name
 from chatstream.bus.places import Places
 
 Live = set[tuple[str, str]]

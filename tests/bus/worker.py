@@ -22,13 +22,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chatstream.bus import base, early, local, redis, unix
-from chatstream.bus.base import Answer, Bus, Request
-from chatstream.config import Settings
-from chatstream.iterable import StreamIterable
-from chatstream.outcome import Cause
-from chatstream.service import Service
-from chatstream.stream import Stream
+from chatstream.bus import base, local
+from chatstream.bus.base import Bus
+from chatstream.bus.messages import Answer, Request
+from chatstream.bus.redis import redis_bus
+from chatstream.bus.unix import early_cancels, unix_bus
+from chatstream.service.service import Service
+from chatstream.settings.table import Settings
+from chatstream.stream.iterable import StreamIterable
+from chatstream.stream.outcome import Cause
+from chatstream.stream.stream import Stream
 
 
 class Member(Service):
@@ -67,9 +70,9 @@ class Worker:
             remember: In the place of `REMEMBER`, which is too long for a test.
             patience: In the place of `PATIENCE`, where a test is not about it.
         """
-        for module in (early, local, redis, unix):
+        for module in (early_cancels, local, redis_bus, unix_bus):
             module.REMEMBER = remember
-        for module in (redis, unix):
+        for module in (redis_bus, unix_bus):
             module.PATIENCE = patience
         self._streams, self._lines.lines = {}, []
         self._member = Member(Settings(max_streams=1000, **settings))
@@ -127,7 +130,7 @@ class Worker:
     def crowd(self, url: str, prefix: str, count: int) -> None:
         """Joins a Redis `count` times more, as workers that have no stream."""
         for _ in range(count):
-            self._crowd.append(redis.RedisBus(_absent, url, prefix=prefix, ttl=45.0))
+            self._crowd.append(redis_bus.RedisBus(_absent, url, prefix=prefix, ttl=45.0))
             self._crowd[-1].start()
 
     def hold_up(self, fifo: str) -> None:

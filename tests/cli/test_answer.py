@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from chatstream import sse
 from chatstream.cli.answer import Piece, Reader
+from chatstream.dialects import sse
 
 
 def event(**delta: object) -> bytes:

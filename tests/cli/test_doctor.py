@@ -35,10 +35,10 @@ from chatstream.cli.doctor.server import (
 )
 from chatstream.cli.doctor.settings import check_app, check_key, check_keys, given_keys
 from chatstream.cli.terminal import Terminal
-from chatstream.config import Settings
-from chatstream.signals import usage_only
+from chatstream.settings.table import Settings
 from chatstream.simulator import Simulator
-from chatstream.standalone import create_app
+from chatstream.telemetry.signals import usage_only
+from chatstream.web.standalone import create_app
 from tests.bus.peer import listening
 
 if TYPE_CHECKING:
@@ -677,7 +677,7 @@ def test_redis_that_is_away_or_wants_a_password(redis_server: RedisServer) -> No
 
 
 def test_without_redis_py(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "chatstream.bus.redis", None)
+    monkeypatch.setitem(sys.modules, "chatstream.bus.redis.redis_bus", None)
     (check,) = check_bus(Settings(bus="redis://127.0.0.1:1/0"), "app", 4)
     assert check.state is State.FAIL
     assert "chatstream[redis]" in check.says

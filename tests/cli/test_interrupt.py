@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatstream import native
 from chatstream.cli import interrupt
 from chatstream.cli.interrupt import Interrupt
+from chatstream.sockets import native
 from tests.conftest import eventually
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chatstream import bus
-from chatstream.bus.base import (
+from chatstream.bus.base import Bus
+from chatstream.bus.messages import (
     Answer,
-    Bus,
     Claim,
     Enquiry,
     Listing,
@@ -23,11 +23,11 @@ from chatstream.bus.base import (
     Request,
     Worker,
 )
-from chatstream.bus.directory import service_directory
+from chatstream.bus.unix.directory import service_directory
 from chatstream.cli.sessions import show, stop, stop_all
 from chatstream.cli.terminal import Terminal
-from chatstream.config import Settings
 from chatstream.errors import BusUnavailable, Unconfirmed
+from chatstream.settings.table import Settings
 from tests.bus.peer import Peer
 
 
@@ -377,7 +377,7 @@ def test_workers_of_another_app(short_base: Path) -> None:
     path = service_directory(short_base, "service", "other")
     peer = Peer(
         "from pathlib import Path",
-        "from chatstream.bus.directory import Directory",
+        "from chatstream.bus.unix.directory import Directory",
         f"one = Directory(Path({str(path)!r}))",
     )
     talk = Console()
@@ -393,7 +393,7 @@ def test_a_directory_of_another_pid_namespace_is_said(short_base: Path) -> None:
     path = service_directory(short_base, "service", "app")
     peer = Peer(
         "from pathlib import Path",
-        "from chatstream.bus.directory import Directory",
+        "from chatstream.bus.unix.directory import Directory",
         f"one = Directory(Path({str(path)!r}))",
     )
     (path / "pids").unlink()

@@ -13,7 +13,7 @@ from functools import partial
 import jsonschema
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from chatstream.openapi import document
+from chatstream.web.openapi import document
 from tests.conftest import PATIENCE, eventually, require, require_package
 from tests.docs.blocks import ROOT, Block
 from tests.docs.reader import Reader
@@ -22,7 +22,7 @@ from tests.docs.shell import commands, shows
 PROGRAMS = ("curl", "git", "make")
 """What a console may need that Python's packages do not bring."""
 
-MODULE = ROOT / "chatstream" / "page" / "chatstream.js"
+MODULE = ROOT / "chatstream" / "web" / "page" / "chatstream.js"
 
 
 def run(block: Block, reader: Reader) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from chatstream import openapi
-from chatstream.config import Settings, known_keys
-from chatstream.openapi import refusals
+from chatstream.settings.table import Settings, known_keys
+from chatstream.web import openapi
+from chatstream.web.openapi import refusals
 from docs.hooks import settings
 from tests.docs.blocks import PAGES, ROOT
 
@@ -85,7 +85,7 @@ def test_the_tests_that_pages_name_are_there() -> None:
 @pytest.mark.parametrize("interface", ["StreamOptions", "StreamError", "Answer"])
 def test_what_the_module_has_is_on_its_page(interface: str) -> None:
     """Each option and each member that chatstream.d.ts declares."""
-    types = (ROOT / "chatstream" / "page" / "chatstream.d.ts").read_text()
+    types = (ROOT / "chatstream" / "web" / "page" / "chatstream.d.ts").read_text()
     body = re.split(rf"(?:interface|class) {interface} .*{{\n", types)[1].partition("\n}")[0]
     names = set(re.findall(r"^  (?:readonly )?(\w+)\??(?:: |\()", body, re.MULTILINE))
     assert len(names - {"constructor"}) > 3

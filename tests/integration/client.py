@@ -8,7 +8,7 @@ import ssl
 import struct
 from typing import Any
 
-from chatstream.framing import Chunked
+from chatstream.sockets.framing import Chunked
 
 
 class Client:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chatstream.ending import drain_at_sigterm
+from chatstream.workers.draining import drain_at_sigterm
 from tests.integration.app import app
 
 useful = drain_at_sigterm()

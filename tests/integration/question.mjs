@@ -7,7 +7,7 @@
 
 import { createInterface } from "node:readline";
 
-import { stream } from "../../chatstream/page/chatstream.js";
+import { stream } from "../../chatstream/web/page/chatstream.js";
 
 const [options, deaf] = process.argv.slice(2);
 const tell = (fact) => console.log(JSON.stringify(fact));

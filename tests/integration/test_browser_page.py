@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chatstream.openapi import refusals
+from chatstream.web.openapi import refusals
 from tests.conftest import PATIENCE
 from tests.integration.browser import LONG, Chromium, Standalone, Tab, Tabs, expect
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import pytest
 
-from chatstream.bus.base import digest
+from chatstream.bus.messages import digest
 from chatstream.cli.interrupt import AGAIN
 from chatstream.cli.sessions import show, stop, stop_all
 from chatstream.cli.terminal import Terminal
-from chatstream.config import Settings
+from chatstream.settings.table import Settings
 from tests.conftest import PATIENCE, eventually
 from tests.integration.client import Client
 from tests.integration.processes import ROOT, Provider, Server, state

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from chatstream import sse
-from chatstream.framing import Chunked
+from chatstream.dialects import sse
+from chatstream.sockets.framing import Chunked
 from chatstream.testing import Browser
 from tests.conftest import eventually
 from tests.integration.client import Client

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chatstream.call_threads import KEPT
+from chatstream.upstream.threads import KEPT
 from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.conftest import Certificate, Rig, serving

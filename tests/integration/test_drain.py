@@ -20,7 +20,7 @@ from tests.integration.processes import Provider, Server, awaits_events, ends, i
 DRAIN = 1.2
 """Seconds, for the tests here."""
 
-HOOK = "from chatstream.server import post_worker_init\n"
+HOOK = "from chatstream.workers.draining import post_worker_init\n"
 
 SHUT_DOWN = b"""event: error
 data: {"error": {"message": "The service is restarting. Please ask again.", \

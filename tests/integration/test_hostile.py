@@ -19,7 +19,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chatstream import openapi
+from chatstream.web import openapi
 from tests.conftest import PATIENCE, eventually
 from tests.integration.client import Client
 from tests.integration.conftest import Rig

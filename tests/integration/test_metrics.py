@@ -270,8 +270,8 @@ worker_class = "gthread"
 threads = 8
 preload_app = {preload}
 raw_env = ["CHATSTREAM_METRICS=/metrics"]
-from chatstream.server import post_worker_init
-from chatstream.metrics import child_exit, on_exit, on_starting, share
+from chatstream.workers.draining import post_worker_init
+from chatstream.telemetry.metrics import child_exit, on_exit, on_starting, share
 share()
 """
 

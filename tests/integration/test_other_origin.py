@@ -19,7 +19,7 @@ import pytest
 from tests.integration.browser import SOON, Chromium, Tab, expect
 from tests.integration.processes import ROOT, Provider, Server
 
-MODULE = (ROOT / "chatstream" / "page" / "chatstream.js").read_bytes()
+MODULE = (ROOT / "chatstream" / "web" / "page" / "chatstream.js").read_bytes()
 
 PAGE = """<!doctype html>
 <title>Another origin's page</title>

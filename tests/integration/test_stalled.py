@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chatstream.connections import UNREAD
-from chatstream.loop import UNSENT
+from chatstream.sockets.client import UNSENT
+from chatstream.upstream.dialling import UNREAD
 from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.conftest import MODES, Rig

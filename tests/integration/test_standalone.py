@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import eventually
 from tests.integration.processes import Provider, Server
-from tests.test_standalone import WARNING
+from tests.web.test_standalone import WARNING
 
 BODY = {"messages": [{"role": "user", "content": "hi"}], "simulate": {"tokens": 2, "rate": 0}}
 JSON = {"Content_Type": "application/json"}

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import pytest
 
-from chatstream.bus.base import digest
-from chatstream.bus.directory import default_base, service_directory
+from chatstream.bus.messages import digest
+from chatstream.bus.unix.directory import default_base, service_directory
 from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.conftest import Fleet
@@ -604,7 +604,7 @@ def test_the_bus_belongs_to_the_user_that_gunicorn_became(log_file: Path) -> Non
 
 
 def _skip_unless_it_can_run(uid: int, gid: int) -> None:
-    command = [sys.executable, "-c", "import tests.integration.app, chatstream.upstream"]
+    command = [sys.executable, "-c", "import tests.integration.app, chatstream.upstream.provider"]
     try:
         subprocess.run(
             command, user=uid, group=gid, extra_groups=[], cwd=ROOT, check=True, capture_output=True

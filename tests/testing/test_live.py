@@ -10,7 +10,7 @@ import requests
 from flask import Flask
 
 from chatstream import Cause, ChatStream, Kind
-from chatstream.testing import Live, Provider, provider
+from chatstream.testing import Live, Provider, threads
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -123,7 +123,7 @@ def test_a_request_that_does_not_end_is_warned_of(
     chatstream_provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody can end an app's own thread; the test's end does not wait for it for ever."""
-    monkeypatch.setattr(provider, "PATIENCE", 0.05)
+    monkeypatch.setattr(threads, "PATIENCE", 0.05)
     app, asked, go_on = mounted(), threading.Event(), threading.Event()
 
     @app.get("/stuck")

@@ -15,8 +15,9 @@ import pytest
 import chatstream.testing
 
 # An inner session forgets what it has imported: the next one would have two of each of these.
-from chatstream import Service, upstream  # noqa: F401
+from chatstream import Service  # noqa: F401
 from chatstream.testing import live  # noqa: F401
+from chatstream.upstream import provider  # noqa: F401
 
 pytest_plugins = ["pytester"]
 

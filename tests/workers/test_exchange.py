@@ -23,10 +23,11 @@ from flask import Flask, Response, request
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
-from chatstream import ChatStream, server
-from chatstream.detached import Detachable, Exchange
-from chatstream.service import Service
+from chatstream import ChatStream
+from chatstream.service.service import Service
 from chatstream.simulator import Simulator
+from chatstream.stream.sides import Detachable, Exchange
+from chatstream.workers import draining, server
 from chatstream.workers.gthread import ThreadWorker
 from tests.conftest import eventually
 from tests.integration.client import Client
@@ -163,7 +164,7 @@ def site(
             app = wrap(flask.wsgi_app)
         worker = Worker(app, **settings)
         monkeypatch.setattr(server, "gunicorn_worker", lambda: worker)
-        monkeypatch.setattr(server, "services", lambda: [service] if service else [])
+        monkeypatch.setattr(draining, "services", lambda: [service] if service else [])
         worker.start()
         made.append(Site(worker, service))
         return made[-1]

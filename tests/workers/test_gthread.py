@@ -19,7 +19,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import TConn
 
-from chatstream import slots
+from chatstream.workers import slots
 from chatstream.workers.exchange import Kept
 from chatstream.workers.gthread import ThreadWorker
 from chatstream.workers.limits import LINGER, NO_DESCRIPTOR, Limits
@@ -54,7 +54,7 @@ class Listener:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     """Its end drains no service of another test's module: half a minute later that refuses."""
-    monkeypatch.setattr("chatstream.server.services", list)
+    monkeypatch.setattr("chatstream.workers.draining.services", list)
     worker = Worker()
     with contextlib.closing(worker.tmp), contextlib.closing(worker.poller):
         yield worker

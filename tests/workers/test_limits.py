@@ -7,19 +7,11 @@ from typing import Any
 
 import pytest
 
-from chatstream import server, slots
-from chatstream.config import Settings
-from chatstream.workers import limits
+from chatstream.settings.table import Settings
+from chatstream.workers import checks, draining, slots
 from chatstream.workers.arrival import Arrival
-from chatstream.workers.limits import (
-    LONG_BODY,
-    LONG_HEAD,
-    TIMED_OUT,
-    Limits,
-    check_descriptors,
-    check_gunicorn,
-    supported,
-)
+from chatstream.workers.checks import check_descriptors, check_gunicorn, supported
+from chatstream.workers.limits import LONG_BODY, LONG_HEAD, TIMED_OUT, Limits
 
 
 class Service:
@@ -44,7 +36,7 @@ def asked(target: bytes) -> Arrival:
 def services(monkeypatch: pytest.MonkeyPatch) -> list[Service]:
     """Those of this process."""
     services: list[Service] = []
-    monkeypatch.setattr(server, "services", lambda: services)
+    monkeypatch.setattr(draining, "services", lambda: services)
     return services
 
 
@@ -208,7 +200,7 @@ def test_an_older_gunicorn_is_refused(
     monkeypatch: pytest.MonkeyPatch, there: str, good: bool
 ) -> None:
     """With a sentence, before a worker is made; its own workers serve with any."""
-    monkeypatch.setattr(limits, "version", lambda name: there)
+    monkeypatch.setattr(checks, "version", lambda name: there)
     if good:
         check_gunicorn()
         return

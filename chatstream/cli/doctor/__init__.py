@@ -1,4 +1,7 @@
-"""`doctor`: what is wrong with a service, before its users say so. Costs no tokens."""
+"""`doctor`: what is wrong with a service, before its users say so. Costs no tokens.
+
+A `check` is one thing looked at: of the `settings`, the `provider`, the `server`, the `bus`.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,11 @@ from chatstream.cli.doctor.server import (
 )
 from chatstream.cli.doctor.settings import check_app, check_key, check_keys, given_keys
 from chatstream.cli.terminal import Terminal
-from chatstream.config import Settings
+from chatstream.settings.table import Settings
 
 if TYPE_CHECKING:
-    from chatstream.service import Service
+    from chatstream.service.service import Service
+
 
 STYLES = {State.OK: "green", State.NOTE: "cyan", State.WARN: "yellow", State.FAIL: "bold red"}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from chatstream import bus
 from chatstream.bus.base import Bus
-from chatstream.bus.directory import check_base, check_writable, default_base
+from chatstream.bus.unix.directory import check_base, check_writable, default_base
 from chatstream.cli.doctor.check import Check, State
-from chatstream.config import Settings
 from chatstream.errors import BusUnavailable, ConfigError
+from chatstream.settings.table import Settings
 
 
 def check_bus(settings: Settings, app: str, workers: int | None) -> Iterator[Check]:
@@ -63,7 +63,7 @@ def _check_unix(kind: str) -> Check:
 
 def _check_redis(settings: Settings) -> Check:
     try:
-        from chatstream.bus.redis import look
+        from chatstream.bus.redis.server import look
     except ImportError:
         return Check("bus", State.FAIL, "redis:// needs redis-py: pip install 'chatstream[redis]'")
     try:

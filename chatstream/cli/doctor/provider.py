@@ -20,9 +20,10 @@ from urllib.parse import SplitResult, urlsplit
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
 
 from chatstream.cli.doctor.check import Check, State
-from chatstream.config import Settings
+from chatstream.dialects.openai_chat import sibling
 from chatstream.errors import StreamError
-from chatstream.fetch import Fetched, fetch, sibling
+from chatstream.settings.table import Settings
+from chatstream.upstream.fetch import Fetched, fetch
 
 LOOKUP = 5.0
 """Seconds that a name's addresses are waited for."""

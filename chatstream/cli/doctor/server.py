@@ -14,21 +14,23 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from chatstream import slots
 from chatstream.cli.doctor.check import Check, State
-from chatstream.config import Settings
-from chatstream.server import GRACE
+from chatstream.settings.table import Settings
+from chatstream.workers import slots
+from chatstream.workers.draining import GRACE
 
 _OURS = {
     "chatstream.workers.gthread.ThreadWorker": "gthread",
     "chatstream.workers.gevent.GeventWorker": "gevent",
 }
+
 _THEIRS = {
     "gthread": "gthread",
     "gunicorn.workers.gthread.ThreadWorker": "gthread",
     "gevent": "gevent",
     "gunicorn.workers.ggevent.GeventWorker": "gevent",
 }
+
 _BYTES_ACKED = 128
 """Bytes of struct tcp_info up to tcpi_bytes_acked and itself (linux/tcp.h, since Linux 4.1)."""
 
@@ -156,7 +158,7 @@ def check_gunicorn(gunicorn: Gunicorn, settings: Settings) -> Iterator[Check]:
             "preload_app",
             State.WARN,
             "With gunicorn's own worker a preloaded app is not told that its worker ends. Add to"
-            " the configuration: from chatstream.server import post_worker_init",
+            " the configuration: from chatstream.workers.draining import post_worker_init",
         )
     if gunicorn.h2:
         yield Check(

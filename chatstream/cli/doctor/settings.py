@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from chatstream.cli.doctor.check import Check, State
-from chatstream.config import PREFIX, Settings, known_keys, unread
+from chatstream.settings.table import PREFIX, Settings, known_keys, unread
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatstream.connections import UNREAD
-from chatstream.loop import UNSENT
+from chatstream.sockets.client import UNSENT
+from chatstream.upstream.dialling import UNREAD
 from tests.conftest import PATIENCE
 from tests.integration.chaos.evidence import Ending, Evidence
 from tests.integration.chaos.plan import PAD, Script

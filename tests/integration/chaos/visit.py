@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from chatstream.framing import BadFraming, Chunked
+from chatstream.sockets.framing import BadFraming, Chunked
 from tests.integration.chaos.plan import Script
 from tests.integration.chaos.stage import Stage
 from tests.integration.client import Client

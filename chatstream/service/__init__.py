@@ -1,0 +1,5 @@
+"""The streams of one app in one process. Wiring: no socket, no JSON, no foreign library.
+
+Begin in `service`. `hooks` is what an app says for itself, `registry` which streams live here,
+`lookout` the look at all clients, `advice` what an operator should know.
+"""

@@ -1,0 +1,1 @@
+"""The page and chatstream.js: `files` says what is served, `meter` shows the demo's provider."""
