@@ -360,7 +360,7 @@ class Scripted(Bus):
 
     def check(self) -> None: ...
 
-    def _cancel_elsewhere(self, request: Request) -> bool:
+    def cancel_elsewhere(self, request: Request) -> bool:
         return False
 
     def _here(self) -> Worker:

@@ -26,7 +26,7 @@ from typing import Any
 
 from chatstream.bus import base
 from chatstream.bus.base import Bus
-from chatstream.bus.messages import Answer, Request
+from chatstream.bus.messages import Action, Answer, Request
 from chatstream.bus.redis import redis_bus
 from chatstream.service.service import Service
 from chatstream.settings.table import Settings
@@ -98,6 +98,11 @@ class Worker:
 
     def cancel(self, session: str, stream: str | None, owner: str) -> bool:
         return self._member.abort(session, stream, owner=owner)
+
+    def cancel_elsewhere(self, session: str, stream: str | None, owner: str) -> bool:
+        """`cancel`, without a look at this process."""
+        request = Request(Action.CANCEL, owner, session, stream)
+        return self._member._bus.cancel_elsewhere(request)
 
     def claim_many(self, count: int) -> None:
         """Begins so many, each of a session and with names of a length that a page has few of."""

@@ -161,7 +161,7 @@ class RedisBus(Bus):
             except FAULTS as error:
                 self._listener.lost(error)
 
-    def _cancel_elsewhere(self, request: Request) -> bool:
+    def cancel_elsewhere(self, request: Request) -> bool:
         deadline = monotonic() + PATIENCE
         if not self._listener.is_up():
             raise BusUnavailable
