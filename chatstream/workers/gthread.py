@@ -12,11 +12,9 @@ import contextlib
 import errno
 import gc
 import io
-import math
 import selectors
 import socket
 import ssl
-from collections.abc import Callable
 from concurrent import futures
 from time import monotonic
 from types import FrameType
@@ -41,9 +39,7 @@ from chatstream.workers.limits import (
     Limits,
 )
 from chatstream.workers.unreader import NOT_YET, Unreader
-
-GRAIN = 0.1
-"""Seconds by which a deadline may be late: those that wait are looked through no more often."""
+from chatstream.workers.waiting import GRAIN, Waiting, WaitingRoom
 
 _RECEIVE = 65536
 
@@ -65,23 +61,6 @@ _NO_CONNECTION = (  # and what accept(2) passes on of the connection's own
 )
 
 
-class _Waiting:
-    """A connection that the poller waits for, until `due`."""
-
-    def __init__(self, conn: Any, due: float, on_ready: Callable[[_Waiting], None]) -> None:
-        self.conn = conn
-        self.due = due
-        self.on_ready = on_ready
-        self.arrival: Arrival | None = None  # while a request is waited for
-        self.first_byte = 0.0  # when it came
-        self.new = True  # nothing was served yet
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing of a request is there."""
-        return self.arrival is None or not self.arrival.begun
-
-
 class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
     """gunicorn's gthread worker, whose threads only serve. For `worker_class`.
 
@@ -93,8 +72,6 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._waiting: dict[_Waiting, None] = {}
-        self._look_at = math.inf  # when the first of them may be due
         self._accept_again = 0.0
         self._supported = self.detaches = supported(self.cfg)
 
@@ -126,6 +103,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """gunicorn's loop; by now the app is there, and its settings."""
+        self._room = WaitingRoom(self.poller)
         self._limits = Limits.load()
         self._tls = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
         try:
@@ -185,20 +163,20 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         except OSError:  # gone already
             self._drop(conn)
         else:
-            self._wait(_Waiting(conn, due, self._shake_hands))
+            self._room.wait(Waiting(conn, due, self._shake_hands))
 
-    def _shake_hands(self, waiting: _Waiting) -> None:
+    def _shake_hands(self, waiting: Waiting) -> None:
         try:
             waiting.conn.sock.do_handshake()
         except ssl.SSLWantReadError:
-            self._listen(waiting, selectors.EVENT_READ)
+            self._room.listen(waiting, selectors.EVENT_READ)
         except ssl.SSLWantWriteError:
-            self._listen(waiting, selectors.EVENT_WRITE)
+            self._room.listen(waiting, selectors.EVENT_WRITE)
         except OSError as error:  # SSLError is one
             self.log.debug("No TLS handshake: %s", error)
-            self._drop(self._forget(waiting))
+            self._drop(self._room.forget(waiting))
         else:
-            self._receive(self._forget(waiting), b"", waiting.due)
+            self._receive(self._room.forget(waiting), b"", waiting.due)
 
     # A request comes
 
@@ -211,22 +189,22 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             due: When its first byte has to be there; of a new connection the head.
             new: Whether it is the connection's first.
         """
-        waiting = _Waiting(conn, due, self._on_request)
+        waiting = Waiting(conn, due, self._on_request)
         waiting.new = new
         waiting.arrival = Arrival(self._limits.body)
         conn.sock.setblocking(False)
-        self._wait(waiting)
+        self._room.wait(waiting)
         if data:
             self._take(waiting, data)
-        if self._tls is not None and waiting in self._waiting and conn.sock.pending():
+        if self._tls is not None and waiting in self._room and conn.sock.pending():
             self._on_request(waiting)  # the poller knows nothing of what TLS has read already
 
-    def _on_request(self, waiting: _Waiting) -> None:
+    def _on_request(self, waiting: Waiting) -> None:
         try:
-            while waiting in self._waiting:
+            while waiting in self._room:
                 data = waiting.conn.sock.recv(_RECEIVE)
                 if not data:
-                    self._drop(self._forget(waiting))
+                    self._drop(self._room.forget(waiting))
                     return
                 self._take(waiting, data)
                 if self._tls is None:  # else some may be left in its buffer
@@ -235,9 +213,9 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return
         except OSError as error:
             self.log.debug("A connection ended: %s", error)
-            self._drop(self._forget(waiting))
+            self._drop(self._room.forget(waiting))
 
-    def _take(self, waiting: _Waiting, data: bytes) -> None:
+    def _take(self, waiting: Waiting, data: bytes) -> None:
         """Some of a request is there. Has it served when no more has to be waited for."""
         arrival = waiting.arrival
         assert arrival is not None
@@ -245,13 +223,13 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             with contextlib.suppress(OSError):  # nothing was sent that could be in its way
                 waiting.conn.sock.send(CONTINUE)
         if arrival.overlong:
-            self._refuse(self._forget(waiting), LONG_BODY if arrival.has_head else LONG_HEAD)
+            self._refuse(self._room.forget(waiting), LONG_BODY if arrival.has_head else LONG_HEAD)
         elif arrival.whole or arrival.long:
-            self._serve(self._forget(waiting), arrival)
+            self._serve(self._room.forget(waiting), arrival)
         else:
-            self._postpone(waiting, self._due(waiting, arrival))
+            self._room.postpone(waiting, self._due(waiting, arrival))
 
-    def _due(self, waiting: _Waiting, arrival: Arrival) -> float:
+    def _due(self, waiting: Waiting, arrival: Arrival) -> float:
         """When the rest of a request has to be there."""
         now = monotonic()
         if not arrival.begun:
@@ -342,9 +320,9 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         except OSError:
             self._drop(conn)
         else:
-            self._wait(_Waiting(conn, monotonic() + LINGER, self._on_lingering))
+            self._room.wait(Waiting(conn, monotonic() + LINGER, self._on_lingering))
 
-    def _on_lingering(self, waiting: _Waiting) -> None:
+    def _on_lingering(self, waiting: Waiting) -> None:
         try:
             if waiting.conn.sock.recv(_RECEIVE):
                 return
@@ -352,7 +330,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
             return
         except OSError:
             pass
-        self._drop(self._forget(waiting))
+        self._drop(self._room.forget(waiting))
 
     def _drop(self, conn: Any) -> None:
         self.nr_conns -= 1
@@ -360,55 +338,18 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     # Who waits, and until when
 
-    def _wait(self, waiting: _Waiting) -> None:
-        self._waiting[waiting] = None
-        self.poller.register(
-            waiting.conn.sock, selectors.EVENT_READ, lambda _: self._dispatch(waiting)
-        )
-        self._postpone(waiting, waiting.due)
-
-    def _listen(self, waiting: _Waiting, events: int) -> None:
-        self.poller.modify(waiting.conn.sock, events, lambda _: self._dispatch(waiting))
-
-    def _dispatch(self, waiting: _Waiting) -> None:
-        if waiting in self._waiting:  # else an event before this one ended it
-            waiting.on_ready(waiting)
-
-    def _postpone(self, waiting: _Waiting, due: float) -> None:
-        waiting.due = due
-        self._look_at = min(self._look_at, due)
-
-    def _forget(self, waiting: _Waiting) -> Any:
-        del self._waiting[waiting]
-        self.poller.unregister(waiting.conn.sock)
-        return waiting.conn
-
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """As gunicorn's, and ends what has waited too long."""
-        super().wait_for_and_dispatch_events(min(timeout, max(0.0, self._look_at - monotonic())))
+        super().wait_for_and_dispatch_events(min(timeout, self._room.patience()))
         if self.alive and self.nr_conns >= self.worker_connections:
-            self._make_room()
-        now = monotonic()
-        if now < self._look_at:
-            return
-        for waiting in [waiting for waiting in self._waiting if waiting.due <= now]:
-            self._expire(waiting)
-        first = min((waiting.due for waiting in self._waiting), default=math.inf)
-        self._look_at = max(first, now + GRAIN)
-
-    def _make_room(self) -> None:
-        """Of those that ask for nothing, the one that has waited longest gives way to new ones."""
-        for waiting in self._waiting:
+            conn = self._room.make_room()
+            if conn is not None:
+                self._drop(conn)
+        for waiting in self._room.expired():
             if waiting.idle:
-                self._drop(self._forget(waiting))
-                return
-
-    def _expire(self, waiting: _Waiting) -> None:
-        conn = self._forget(waiting)
-        if waiting.idle:
-            self._drop(conn)
-        else:
-            self._refuse(conn, TIMED_OUT)
+                self._drop(waiting.conn)
+            else:
+                self._refuse(waiting.conn, TIMED_OUT)
 
     def _cap_keepalive(self, deadline: float) -> None:
         """The worker ends: who has not begun to ask has until `deadline`, and streams are drained.
@@ -417,12 +358,12 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """
         draining.drain()
         super()._cap_keepalive(deadline)
-        for waiting in self._waiting:
+        for waiting in self._room:
             if waiting.idle:
-                self._postpone(waiting, min(waiting.due, deadline))
+                self._room.postpone(waiting, min(waiting.due, deadline))
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Ends what still waits at the end; before, deadlines do."""
         super().murder_keepalived(force)
-        for waiting in list(self._waiting) if force else ():
-            self._drop(self._forget(waiting))
+        for waiting in list(self._room) if force else ():
+            self._drop(self._room.forget(waiting))

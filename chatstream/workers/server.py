@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatstream.settings.table import Settings
 from chatstream.sockets import native
-from chatstream.workers import slots
-from chatstream.workers.slots import UNKNOWN, Slots, of_threads, of_whole_requests
+from chatstream.workers.slots import UNKNOWN, Slots, of_server, of_threads, of_whole_requests
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno
@@ -117,7 +116,7 @@ def stream_slots(settings: Settings, environ: Mapping[str, Any] = MappingProxyTy
     if worker is None:
         known = wanted or slots_shown(environ) or UNKNOWN
         return Slots(known, known)
-    return slots.of_server(
+    return of_server(
         worker.cfg.threads,
         worker.cfg.worker_connections,
         greenlets=native.patched(),

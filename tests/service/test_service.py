@@ -893,7 +893,7 @@ def test_a_bus_that_cannot_start_is_tried_again(
     service: MakeService, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was in its way is gone: a cancel that comes after a while joins."""
-    monkeypatch.setattr("chatstream.bus.unix.unix_bus._REJOIN", 0.02)
+    monkeypatch.setattr("chatstream.bus.unix.membership._REJOIN", 0.02)
     us = service(bus=f"unix://{tmp_path}")
     in_the_way = service_directory(tmp_path, "service", "0").parent
     in_the_way.touch()

@@ -23,6 +23,7 @@ from chatstream.workers import slots
 from chatstream.workers.exchange import Kept
 from chatstream.workers.gthread import ThreadWorker
 from chatstream.workers.limits import LINGER, NO_DESCRIPTOR, Limits
+from chatstream.workers.waiting import WaitingRoom
 from tests.conftest import eventually
 
 
@@ -33,6 +34,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         cfg = Config()
         super().__init__(0, os.getppid(), [], None, 30, cfg, Logger(cfg))
         self.poller = selectors.DefaultSelector()
+        self._room = WaitingRoom(self.poller)
         self._limits = Limits.load()
         self._tls = None
         self.served: list[Any] = []
@@ -126,13 +128,13 @@ def test_a_connection_goes_on_or_lingers(worker: Worker, kept: bool) -> None:
         future.set_result(kept)
         begun = time.monotonic()
         worker.finish_request(conn, future)
-        (waiting,) = worker._waiting
+        (waiting,) = worker._room
         patience = worker._limits.kept if kept else LINGER
         assert waiting.due - begun == pytest.approx(patience, abs=1)
         assert worker.nr_conns == 1
         theirs.close()
         worker.wait_for_and_dispatch_events(5)
-        assert not worker._waiting
+        assert not list(worker._room)
 
 
 def test_an_event_for_what_has_ended(worker: Worker) -> None:
@@ -160,7 +162,7 @@ def test_the_end_leaves_nobody(worker: Worker) -> None:
         worker.wait_for_and_dispatch_events(5)
         worker._receive(other, b"", time.monotonic() + 60)
         worker._cap_keepalive(time.monotonic() + 1)
-        due = {waiting.conn: waiting.due - time.monotonic() for waiting in worker._waiting}
+        due = {waiting.conn: waiting.due - time.monotonic() for waiting in worker._room}
         assert due[one] > 5, "it has begun"
         assert due[other] <= 1
         worker.murder_keepalived(force=True)

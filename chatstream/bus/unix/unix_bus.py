@@ -17,7 +17,6 @@ stream costs does not depend on the number of workers.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import socket
@@ -42,22 +41,14 @@ from chatstream.bus.messages import (
     encode,
 )
 from chatstream.bus.unix.locked_places import LockedPlaces, holders
-from chatstream.bus.unix.names import bytes_of, bytes_of_claim, name_byte
+from chatstream.bus.unix.membership import Membership
+from chatstream.bus.unix.names import Names, bytes_of
 from chatstream.bus.unix.seat import Seat, Visit
-from chatstream.errors import BusUnavailable, StreamError, Unconfirmed, conflict, too_many
+from chatstream.errors import BusUnavailable, StreamError, Unconfirmed, too_many
 from chatstream.sockets import native
 from chatstream.sockets.loop import Loop
 
 log = logging.getLogger("chatstream")
-
-_TRIES = 200
-"""How often a byte is asked for again whose holder let go of it, or ended, in between."""
-
-_GONE = 4096
-"""Streams that have been and are remembered, at most."""
-
-_REJOIN = 1.0
-"""Seconds between two looks whether the directory is there, and two attempts to join it."""
 
 
 class UnixBus(Bus):
@@ -84,56 +75,41 @@ class UnixBus(Bus):
         self._loop = loop
         self._path = directory
         self._complained = False
-        self._joining = native.allocate_lock()  # held by who joins; nobody waits for it
-        self._rejoin_at = 0.0
-        self._settled_at = 0.0  # when all that lost their directory have joined again
-        self._away = False  # the last attempt failed
-        self._closed = False
         # Guards all below, and the record locks that they mirror: held for system calls that return
-        # at once. The name's byte of a stream that has been stays held for a while, so that a
-        # cancel for it is known to be late.
+        # at once.
         self._lock = native.allocate_lock()
-        self._seat: Visit | None = None
-        self._claims: set[Claim] = set()
-        self._held: dict[int, set[Claim]] = {}
-        self._gone: dict[Claim, float] = {}  # until when, oldest first
+        self._membership = Membership(loop, self._lock, self._take_seat, self._move_in, self._log)
+        self._names = Names(self._lock, self._is_live)
         self._places = LockedPlaces(self._session_is_live)
         self._limited = False  # the last claim had a limit
 
     def start(self) -> None:
         self._run_soon = native.runner()
-        with contextlib.suppress(OSError):
-            self._join()
-        self._loop.call_later(_REJOIN, self._look)
+        self._membership.start(self._run_soon)
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
-            seat, self._seat = self._seat, None
-            self._held.clear()
-            self._gone.clear()
-            self._claims.clear()
+            seat = self._membership.close()
+            self._names.clear()
             self._places.clear()
         if seat is not None:
             seat.leave()
 
     def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         with self._lock:
-            self._claims.add(claim)
+            self._names.add(claim)
             self._limited = bool(limit)
         try:
             return self._claim(claim, reject, limit)
         except StreamError:
             with self._lock:
-                stream, name, session = bytes_of_claim(claim)
-                self._drop(claim, [stream, name, *session])
+                self._names.refuse(claim)
                 self._places.leave(claim, refused=True)
-                self._claims.discard(claim)
             raise
 
     def _claim(self, claim: Claim, reject: bool, limit: int | None) -> bool:
         try:
-            seat = self._seated()
+            seat = self._membership.seated()
             if seat is not None:
                 self._take_all(seat, claim, reject, limit)
                 return seat.early.pop(claim.name)
@@ -151,27 +127,19 @@ class UnixBus(Bus):
             raise too_many(limit or 0)
 
     def release(self, claim: Claim) -> None:
-        now = monotonic()
         with self._lock:
-            self._claims.discard(claim)
-            stream, _, session = bytes_of_claim(claim)
-            self._drop(claim, [stream, *session])
+            self._names.release(claim, REMEMBER)
             if self._places:
                 self._places.leave(claim)
-            self._gone[claim] = now + REMEMBER
-            for gone, until in list(itertools.islice(self._gone.items(), 2)):
-                if until <= now or len(self._gone) > _GONE:
-                    del self._gone[gone]
-                    self._drop(gone, [name_byte(gone.name)])
 
     def cancel_elsewhere(self, request: Request) -> bool:
-        seat = self._seated()
+        seat = self._membership.seated()
         if seat is None:
             raise BusUnavailable
         cancel = self._cancel_session if request.stream_id is None else self._cancel_stream
         if cancel(seat, request):
             return True
-        if monotonic() < self._settled_at:
+        if not self._membership.settled:
             raise BusUnavailable
         return False
 
@@ -183,7 +151,7 @@ class UnixBus(Bus):
             return False
         for byte in bytes_:
             try:
-                stopped |= self._ask_holder(seat, byte, request, deadline) is Answer.STOPPED
+                stopped |= self._names.ask_holder(seat, byte, request, deadline) is Answer.STOPPED
             except Unconfirmed:
                 hung = True
         if hung and not stopped:
@@ -197,8 +165,8 @@ class UnixBus(Bus):
         # A claim takes the byte and then looks for early cancels. Here it is the other way round,
         # so one of the two sees the other.
         for remembered in (False, True):
-            answer = self._ask_holder(seat, byte, request, deadline)
-            if answer is None and self._holds(byte):
+            answer = self._names.ask_holder(seat, byte, request, deadline)
+            if answer is None and self._names.holds(byte):
                 answer = self._receive(request)
             if answer is not None:
                 if remembered:
@@ -208,66 +176,16 @@ class UnixBus(Bus):
                 seat.early.add(name)
         return False
 
-    # Joining
-
-    def _look(self) -> None:
-        """Has the directory joined anew when it is gone. In the loop's thread."""
-        if self._closed:
-            return
-        if self._seat is None or not self._seat.directory.is_there():
-            self._run_soon(self._seated)
-        self._loop.call_later(_REJOIN, self._look)
-
-    def _seated(self) -> Visit | None:
-        """This process's place among the others, taken anew if the directory went away."""
-        seat = self._seat
-        if seat is not None and seat.directory.is_there():
-            return seat
-        if not self._closed and monotonic() >= self._rejoin_at:
-            with contextlib.suppress(OSError):
-                self._join()
-        return self._seat if self._seat is not seat else None
-
-    def _join(self) -> None:
-        """Takes a place, and all bytes that this process's streams need there.
-
-        Raises:
-            OSError: There is none to be had now.
-        """
-        if not self._joining.acquire(False):
-            return  # another thread is at it
-        try:
-            seat = self._take_seat()
-            if self._seat is not None:
-                self._settled_at = monotonic() + 3 * _REJOIN
-            with self._lock:
-                old, self._seat = self._seat, seat
-                self._held, self._gone = {}, {}
-                for claim in self._claims:
-                    stream, name, session = bytes_of_claim(claim)
-                    self._try(seat, stream, claim)
-                    self._try(seat, name, claim)
-                    any(not self._try(seat, byte, claim) for byte in session)  # the first free one
-                self._places.move(seat.places)
-        except OSError as error:
-            if not self._away:
-                self._away = True
-                self._log(
-                    f"[bus] unix is away: {error}. Streams go on; a stop for another worker's"
-                    " stream is answered with 503. CHATSTREAM_BUS=unix:///a/directory sets another"
-                )
-            raise
-        finally:
-            self._rejoin_at = monotonic() + _REJOIN
-            self._joining.release()
-        if old is not None:
-            old.leave()
-        if old is not None or self._away:
-            self._away = False
-            self._log(f"[bus] unix is back; {len(self._claims)} streams are registered")
+    # Its seat
 
     def _take_seat(self) -> Visit:
         return Seat(self._path, self._loop, self._answer)
+
+    def _move_in(self, seat: Visit) -> int:
+        """Takes there what this process's streams need; says how many these are. Under the lock."""
+        streams = self._names.move(seat)
+        self._places.move(seat.places)
+        return streams
 
     # What lives
 
@@ -275,8 +193,8 @@ class UnixBus(Bus):
         return Worker(str(os.getpid()), os.getpid(), socket.gethostname())
 
     def _others(self) -> list[Worker]:
-        seat = self._seated()
-        if seat is None or monotonic() < self._settled_at:
+        seat = self._membership.seated()
+        if seat is None or not self._membership.settled:
             raise BusUnavailable
         try:
             return [Worker(str(pid), pid, socket.gethostname()) for pid in seat.directory.workers()]
@@ -284,7 +202,7 @@ class UnixBus(Bus):
             raise BusUnavailable from error
 
     def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
-        seat = self._seated()
+        seat = self._membership.seated()
         if seat is None:
             raise BusUnavailable
         by_pid = {worker.pid: enquiry for worker, enquiry in enquiries.items()}
@@ -292,7 +210,7 @@ class UnixBus(Bus):
         return {worker: pages[worker.pid] for worker in enquiries if worker.pid in pages}
 
     def check(self) -> None:
-        if self._seated() is None:
+        if self._membership.seated() is None:
             raise BusUnavailable
 
     # The places of owners
@@ -327,130 +245,13 @@ class UnixBus(Bus):
     def _take_all(self, seat: Visit, claim: Claim, reject: bool, limit: int | None) -> None:
         """Takes a claim's bytes, and a place if there is a limit."""
         superseded = False
-        if not self._take_free(seat, claim):
+        if not self._names.take_free(seat, claim):
             if limit and not reject:
                 with self._lock:
                     self._places.take_spare(claim)
-            superseded = self._take_names(seat, claim, reject)
+            superseded = self._names.take_names(seat, claim, reject, PATIENCE)
         if limit:
             self._take_place(seat, claim, limit, superseded)
-
-    def _take_free(self, seat: Visit, claim: Claim) -> bool:
-        """Takes a claim's bytes. Whether no other worker had one: else there is somebody to ask."""
-        stream, name, session = bytes_of_claim(claim)
-        with self._lock:
-            for byte in (stream, name, session[0]):
-                if self._try(seat, byte, claim):
-                    return False
-        return not seat.locks(session[1]).holder(session[1], len(session) - 1)
-
-    def _take_names(self, seat: Visit, claim: Claim, reject: bool) -> bool:
-        """Takes a claim's bytes. Whether a stream is superseded, if only when its worker wakes."""
-        owner, session_id, stream_id = claim.name
-        for probe in (
-            Request(Action.PROBE, owner, None, stream_id),
-            Request(Action.PROBE, *claim.name),
-        ):
-            self._take(seat, claim, bytes_of(probe), probe)
-        action = Action.PROBE if reject else Action.SUPERSEDE
-        ask = Request(action, owner, session_id)
-        return self._take(seat, claim, bytes_of(ask), ask)
-
-    def _take(self, seat: Visit, claim: Claim, bytes_: list[int], request: Request) -> bool:
-        """Takes the first byte that is free or let go of, and has the holders of the rest let go.
-
-        Returns:
-            Whether a holder's stream was stopped by this, or its worker hangs.
-
-        Raises:
-            Refused: The stream of a holder is live, or may be, and `request` is a probe.
-            Unconfirmed: All bytes are held by workers that hang.
-        """
-        deadline = monotonic() + PATIENCE
-        what = "session" if request.stream_id is None else "stream"
-        taken, stopped, hung = False, False, []
-        for number, byte in enumerate(bytes_):
-            if taken and not seat.locks(byte).holder(byte, len(bytes_) - number):
-                break
-            try:
-                answer = self._ask_holder(seat, byte, request, deadline, None if taken else claim)
-            except Unconfirmed:
-                if request.action is Action.PROBE:
-                    raise conflict(what) from None
-                hung.append(byte)
-                continue
-            if answer is Answer.LIVE:
-                raise conflict(what)
-            taken, stopped = True, stopped or answer is Answer.STOPPED
-        if not taken:
-            raise Unconfirmed
-        for byte in hung:  # one that has ended meanwhile may have made room for another
-            with contextlib.suppress(Unconfirmed):
-                self._ask_holder(seat, byte, request, deadline)
-        return stopped or bool(hung)
-
-    def _ask_holder(
-        self,
-        seat: Visit,
-        byte: int,
-        request: Request,
-        deadline: float,
-        claim: Claim | None = None,
-    ) -> Answer | None:
-        """The answer of the worker that holds `byte`; None if no other does.
-
-        Of those that let go of it: STOPPED if one had to end its stream for that.
-
-        Args:
-            seat: Where.
-            byte: Who has it is asked.
-            request: What it is asked. Other than a cancel, it makes the holder let go of the byte
-                unless its stream is live, and then whoever has it next is asked.
-            deadline: When to give up.
-            claim: Takes the byte when it is free.
-
-        Raises:
-            Unconfirmed: It does not answer.
-        """
-        let_go = None
-        for _ in range(_TRIES):
-            if claim is None:
-                pid = seat.locks(byte).holder(byte)
-            else:
-                with self._lock:
-                    pid = self._try(seat, byte, claim)
-            if not pid or (claim is not None and not self._is_live(claim)):
-                return let_go
-            answer = seat.ask(pid, request, deadline)
-            if answer is not None and request.action is Action.CANCEL:
-                return answer
-            if answer is Answer.LIVE and request.action is Action.PROBE:
-                return answer
-            if answer is Answer.STOPPED:
-                let_go = answer
-        raise Unconfirmed
-
-    def _try(self, seat: Visit, byte: int, claim: Claim) -> int:
-        """Takes `byte`; returns 0, or the pid of the worker that has it. Under the lock."""
-        pid = seat.locks(byte).take(byte)
-        if not pid:
-            self._held.setdefault(byte, set()).add(claim)
-        return pid
-
-    def _holds(self, byte: int) -> bool:
-        with self._lock:
-            return byte in self._held
-
-    def _drop(self, claim: Claim, bytes_: list[int]) -> None:
-        """Lets go of bytes, but for those that another claim holds too. Under the lock."""
-        for byte in bytes_:
-            claims = self._held.get(byte, set())
-            if claim in claims:
-                claims.remove(claim)
-                if not claims:
-                    del self._held[byte]
-                    if self._seat is not None:
-                        self._seat.locks(byte).drop(byte)
 
     # Answering, in the loop's thread
 
@@ -476,7 +277,7 @@ class UnixBus(Bus):
         # Only what holds the name is asked for: a stream that is still claiming it will ask whoever
         # gets it next. So of streams that begin at once the last to hold it is the one that stays.
         with self._lock:
-            claims = [claim for byte in bytes_of(request) for claim in self._held.get(byte, ())]
+            claims = self._names.claims_on(bytes_of(request))
         answers = {
             self._receive(Request(request.action, *claim.name, before=request.before))
             for claim in claims
@@ -488,7 +289,7 @@ class UnixBus(Bus):
             # once would bring each other past the limit.
             placed = not self._limited or any(map(self._places.has, claims))
             for claim in claims:
-                self._drop(claim, bytes_of(request))
+                self._names.drop(claim, bytes_of(request))
             if self._places:
                 self._places.vacate(request.owner)
         return Answer.STOPPED if placed and Answer.STOPPED in answers else Answer.ABSENT

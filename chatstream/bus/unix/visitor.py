@@ -31,7 +31,7 @@ class UnixVisitor(UnixBus):
         Raises:
             OSError: The directory is not there, or not for this process.
         """
-        self._join()
+        self._membership.join()
 
     def _log(self, words: str) -> None:
         """Nobody's log: who visits says so to whom it visits for."""
