@@ -39,6 +39,7 @@ from chatstream.bus.local import LocalBus
 from chatstream.bus.messages import Action, Answer, Claim, Enquiry, Name, Page, Request, Worker
 from chatstream.bus.unix.directory import service_directory
 from chatstream.errors import RequestTimeout, conflict, too_many
+from chatstream.service.lifetime import time_to_drain
 from chatstream.settings.table import Settings
 from chatstream.simulator import Simulator
 from chatstream.sockets import native
@@ -88,7 +89,7 @@ class OtherWorkers(Bus):
     name = "fake"
 
     def __init__(self, service: Service) -> None:
-        super().__init__(service._receive, service._lives)
+        super().__init__(service._neighbours.receive, service._neighbours.lives)
         self.workers: list[Worker] | Exception = []
         self.answer: bool | Exception = False  # to a cancel of what is not here
         self.asked: list[Request] = []
@@ -142,7 +143,7 @@ class OtherWorkers(Bus):
 def others(service: Service) -> OtherWorkers:
     """Puts a bus in place, as if this process had joined it."""
     bus = OtherWorkers(service)
-    service._bus, service._joined = bus, os.getpid()
+    service._neighbours.bus, service._neighbours.joined = bus, os.getpid()
     return bus
 
 
@@ -625,14 +626,14 @@ def test_what_another_worker_asks_for(service: MakeService) -> None:
     for action, cause in ((Action.CANCEL, Cause.CANCEL), (Action.SUPERSEDE, Cause.SUPERSEDED)):
         iterable = us.open(PAYLOAD, session_id="s-1", stream_id="t-1", owner="me")
         for names in (("me", "s-1", None), ("me", None, "t-1"), ("me", "s-1", "t-1")):
-            assert us._receive(Request(Action.PROBE, *names)) is Answer.LIVE
+            assert us._neighbours.receive(Request(Action.PROBE, *names)) is Answer.LIVE
         for names in (("you", "s-1", None), ("me", "s-2", "t-1"), ("me", "s-1", "t-2")):
-            assert us._receive(Request(action, *names)) is Answer.ABSENT
+            assert us._neighbours.receive(Request(action, *names)) is Answer.ABSENT
         assert not iterable.stream.ended
-        assert us._receive(Request(action, "me", "s-1", "t-1")) is Answer.STOPPED
+        assert us._neighbours.receive(Request(action, "me", "s-1", "t-1")) is Answer.STOPPED
         assert iterable.stream.cause is cause
-        assert us._receive(Request(action, "me", "s-1", "t-1")) is Answer.ABSENT
-        assert us._receive(Request(Action.PROBE, "me", "s-1", "t-1")) is Answer.ABSENT
+        assert us._neighbours.receive(Request(action, "me", "s-1", "t-1")) is Answer.ABSENT
+        assert us._neighbours.receive(Request(Action.PROBE, "me", "s-1", "t-1")) is Answer.ABSENT
         iterable.close()
 
 
@@ -646,14 +647,14 @@ def test_what_is_asked_for_in_vain_hits_no_newer_stream(service: MakeService) ->
         for names in (("me", "s-1", None), ("me", None, "t-1"), ("me", "s-1", "t-1")):
             early = Request(action, *names, before=began - 0.001)
             answer = Answer.ABSENT if action is Action.CANCEL else Answer.LIVE
-            assert us._receive(early) is answer
+            assert us._neighbours.receive(early) is answer
             probe = Request(Action.PROBE, *names, before=began - 0.001)
-            assert us._receive(probe) is Answer.LIVE
+            assert us._neighbours.receive(probe) is Answer.LIVE
         assert not iterable.stream.ended
         late = Request(action, "me", "s-1", before=began)
-        assert us._receive(late) is Answer.STOPPED
+        assert us._neighbours.receive(late) is Answer.STOPPED
         assert iterable.stream.ended
-        assert us._receive(Request(action, "me", "s-1", before=0.0)) is Answer.ABSENT
+        assert us._neighbours.receive(Request(action, "me", "s-1", before=0.0)) is Answer.ABSENT
         iterable.close()
 
 
@@ -731,6 +732,7 @@ SERVICE = """
 import sys
 from chatstream import Service
 from chatstream.stream.forms import WholeStream
+from chatstream.service.lifetime import time_to_drain
 from chatstream.settings.table import Settings
 service = Service(Settings(bus=sys.argv[1], upstream_url="http://127.0.0.1:9/", max_streams=4))
 iterable = service.open(b"{}", session_id="s-1", stream_id="t-1")
@@ -799,7 +801,7 @@ def test_many_first_cancels_at_once_join_once(service: MakeService, tmp_path: Pa
             us.open(PAYLOAD).close()
         else:
             us.abort(f"s-{number}")
-        buses.append(us._bus)
+        buses.append(us._neighbours.bus)
 
     threads = [threading.Thread(target=first, args=(number,)) for number in range(16)]
     for thread in threads:
@@ -850,6 +852,7 @@ LEAVES = """
 import os, sys
 from chatstream import Service
 from chatstream.stream.forms import WholeStream
+from chatstream.service.lifetime import time_to_drain
 from chatstream.settings.table import Settings
 service = Service(Settings(bus=sys.argv[1], upstream_url="http://127.0.0.1:9/", max_streams=4))
 iterable = service.open(b"{}", session_id="s-1")
@@ -949,7 +952,7 @@ def test_without_room_for_a_bus_there_is_none_for_a_stream(
     assert walked(us.open(PAYLOAD)) == EVENT + DONE
     assert us.abort("s-1") is False
     assert len(starts) == 3
-    assert us._bus is starts[-1]
+    assert us._neighbours.bus is starts[-1]
 
 
 def test_a_bus_that_fails_for_another_reason_keeps_no_slot(
@@ -980,7 +983,7 @@ def test_sessions_are_what_lives_here_and_elsewhere(service: MakeService) -> Non
     assert [live.number for live in here.streams] == [1, 2]
     assert (there.worker.id, there.answered) == ("there", False)
     assert [live.name.session_id for live in us.sessions("you").workers[0].streams] == ["s-2"]
-    assert [live.number for live in us._lives(Enquiry(after=1))] == [2]
+    assert [live.number for live in us._neighbours.lives(Enquiry(after=1))] == [2]
     for stream in (one, two):
         stream.close()
 
@@ -1083,10 +1086,10 @@ def test_what_began_after_the_request_is_not_meant(service: MakeService) -> None
     old = us.open(PAYLOAD)
     between = time.monotonic()
     new = us.open(PAYLOAD)
-    stopped = [*us._lives(Enquiry(stop=True, before=between))]
+    stopped = [*us._neighbours.lives(Enquiry(stop=True, before=between))]
     assert [live.number for live in stopped] == [old.stream.number]
     assert not new.stream.ended
-    assert [live.number for live in us._lives(Enquiry())] == [new.stream.number]
+    assert [live.number for live in us._neighbours.lives(Enquiry())] == [new.stream.number]
     old.close()
     new.close()
 
@@ -1099,7 +1102,7 @@ def test_what_was_stopped_is_shown_as_it_was(
     us = service(max_streams=4)
     stream = us.open(PAYLOAD)
     assert next(stream) == EVENT
-    (live,) = us._lives(Enquiry(stop=True))
+    (live,) = us._neighbours.lives(Enquiry(stop=True))
     assert (live.phase, live.events) == ("sending", 1)
     stream.close()
 
@@ -1113,9 +1116,10 @@ FORKED = """
 import os, signal
 from chatstream import Service
 from chatstream.stream.forms import WholeStream
+from chatstream.service.lifetime import time_to_drain
 from chatstream.settings.table import Settings
 service = Service(Settings(max_streams=4))
-with service._starting():
+with service._lifetime.making():
     if os.fork() == 0:
         signal.alarm(10)
         assert service.abort("s-1") is False
@@ -1132,6 +1136,7 @@ def test_a_fork_in_the_middle_of_a_start() -> None:
 COOPERATIVE = """
 from chatstream import Service
 from chatstream.stream.forms import WholeStream
+from chatstream.service.lifetime import time_to_drain
 from chatstream.settings.table import Settings
 service = Service(Settings(max_streams=4))  # as an app that was loaded before the workers
 from gevent import monkey
@@ -1684,7 +1689,7 @@ def test_a_drain_is_within_graceful_timeout(
 ) -> None:
     """Else gunicorn would kill the worker, and no stream had an ending."""
     monkeypatch.setattr("chatstream.workers.server.gunicorn_worker", lambda: Gunicorn(graceful))
-    assert service()._time_to_drain() == time
+    assert time_to_drain(Settings().drain) == time
 
 
 @pytest.mark.parametrize("alive", [True, False])
