@@ -160,10 +160,7 @@ class Bus(ABC):
         """Gives a claimed stream's name back; a newer stream's claim of it stays."""
 
     def cancel(self, owner: str, session_id: str, stream_id: str | None = None) -> bool:
-        """Stops the live stream of these names, wherever it is.
-
-        Where there is none, a cancel that names a stream is remembered for it: `REMEMBER` seconds,
-        `REMEMBER_PER_OWNER` of one owner, and not for a stream that is known to have been.
+        """Stops the live stream of these names, wherever it is: here first, then elsewhere.
 
         Returns:
             Whether this call stopped one. When True, its provider has been told.
@@ -173,11 +170,23 @@ class Bus(ABC):
             BusUnavailable: Which process has it cannot be found out.
         """
         request = Request(Action.CANCEL, owner, session_id, stream_id)
-        return self._receive(request) is Answer.STOPPED or self._cancel_elsewhere(request)
+        return self._receive(request) is Answer.STOPPED or self.cancel_elsewhere(request)
 
     @abstractmethod
-    def _cancel_elsewhere(self, request: Request) -> bool:
-        """`cancel`, after this process was found not to have it."""
+    def cancel_elsewhere(self, request: Request) -> bool:
+        """Stops the live stream of a cancel's names, after this process was found not to have it.
+
+        Where there is none, a cancel that names a stream is remembered for it: `REMEMBER` seconds,
+        `REMEMBER_PER_OWNER` of one owner, and not for a stream that is known to have been. A stream
+        that has begun here since that look may be stopped, too.
+
+        Returns:
+            Whether this call stopped one. When True, its provider has been told.
+
+        Raises:
+            Unconfirmed: The process that has it does not answer.
+            BusUnavailable: Which process has it cannot be found out.
+        """
 
     def list(self, owner: str | None = None) -> Listing:
         """What lives, in whichever worker. Waits `PATIENCE` seconds for each page at most.

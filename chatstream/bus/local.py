@@ -47,7 +47,7 @@ class LocalBus(Bus):
             if self._places:
                 self._places.leave(claim)
 
-    def _cancel_elsewhere(self, request: Request) -> bool:
+    def cancel_elsewhere(self, request: Request) -> bool:
         if request.session_id is None or request.stream_id is None:
             return False
         name = Name(request.owner, request.session_id, request.stream_id)

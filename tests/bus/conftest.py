@@ -109,6 +109,12 @@ class Worker:
         stopped: bool = self.begin_cancel(session, stream, owner).result()
         return stopped
 
+    def begin_cancel_elsewhere(
+        self, session: str, stream: str | None = None, owner: str = ""
+    ) -> Pending:
+        """A cancel for which nobody looks here first."""
+        return self.begin("cancel_elsewhere", session=session, stream=stream, owner=owner)
+
     def sessions(self, owner: str | None = None) -> dict[int, list[str] | None]:
         """What it finds to live: by each worker's pid the streams' ids, None if it is silent."""
         found = self.begin("sessions", owner=owner).result()

@@ -175,6 +175,42 @@ def test_two_services_do_not_meet(services: Services, shared: Service) -> None:
     assert mine.claim("s", "early") is False
 
 
+@pytest.mark.parametrize("stream", [None, "a"])
+def test_a_cancel_elsewhere_is_the_others_part_of_a_cancel(
+    shared: Service, stream: str | None
+) -> None:
+    """For whoever has looked here already: it stops what another has, once, and nobody else's."""
+    one, other = shared.join(2)
+    one.claim("s", "a", "me")
+    assert other.begin_cancel_elsewhere("s", stream, "you").result() is False
+    assert_live(one, "a")
+    assert other.begin_cancel_elsewhere("s", stream, "me").result() is True
+    assert one.ending("a") == "cancel"
+    assert other.begin_cancel_elsewhere("s", stream, "me").result() is False
+
+
+def test_a_cancel_elsewhere_that_finds_nothing_is_remembered(service: Service) -> None:
+    """If it names a stream, as any cancel that does."""
+    one, other = service.join(2)
+    for stream in ("a", None):
+        unknown = other.begin_cancel_elsewhere("s", stream)
+        assert unknown.result() is False
+        assert unknown.seconds < AT_ONCE
+    assert one.claim("s", "a") is True
+    assert one.claim("s", "b") is False
+
+
+def test_a_cancel_elsewhere_is_not_confirmed_by_who_hangs(shared: Service) -> None:
+    """Nor denied; and it is carried out when the worker wakes."""
+    one, other = shared.join(2, patience=0.3)
+    one.claim("s", "a")
+    one.hang()
+    with pytest.raises(Unconfirmed):
+        other.begin_cancel_elsewhere("s", "a").result()
+    one.wake()
+    eventually(lambda: one.ending("a") == "cancel", "the stream's end")
+
+
 # A cancel that comes before its stream
 
 

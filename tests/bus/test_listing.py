@@ -24,8 +24,6 @@ from chatstream.bus.messages import (
     Worker,
     encode,
 )
-from chatstream.bus.redis import redis_bus
-from chatstream.bus.unix import unix_bus
 from chatstream.bus.unix.directory import living, service_directory
 from chatstream.bus.unix.visitor import UnixVisitor
 from chatstream.errors import BusUnavailable, Unconfirmed
@@ -33,6 +31,7 @@ from chatstream.settings.table import Settings
 from tests.bus.conftest import Service, Services
 from tests.bus.peer import Peer, listening
 from tests.bus.test_contract import AT_ONCE
+from tests.bus.worker import rooms_with
 from tests.conftest import eventually
 
 
@@ -188,7 +187,7 @@ def test_a_visitor_is_told_of_a_worker_that_hangs(
     shared: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its cancel is not confirmed, and happens when the worker wakes."""
-    for module in (redis_bus, unix_bus):
+    for module in rooms_with("PATIENCE"):
         monkeypatch.setattr(module, "PATIENCE", 0.2)
     (one,) = shared.join(1)
     one.claim("s", "a")
@@ -361,7 +360,7 @@ class Scripted(Bus):
 
     def check(self) -> None: ...
 
-    def _cancel_elsewhere(self, request: Request) -> bool:
+    def cancel_elsewhere(self, request: Request) -> bool:
         return False
 
     def _here(self) -> Worker:

@@ -16,17 +16,18 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from chatstream.bus import base, local
+from chatstream.bus import base
 from chatstream.bus.base import Bus
-from chatstream.bus.messages import Answer, Request
+from chatstream.bus.messages import Action, Answer, Request
 from chatstream.bus.redis import redis_bus
-from chatstream.bus.unix import early_cancels, unix_bus
 from chatstream.service.service import Service
 from chatstream.settings.table import Settings
 from chatstream.stream.iterable import StreamIterable
@@ -45,6 +46,12 @@ class Member(Service):
         if request.origin:
             self.received.append(request.action.value)
         return super()._receive(request)
+
+
+def rooms_with(name: str) -> list[ModuleType]:
+    """The modules of the bus that have a constant, each for itself."""
+    loaded = [module for room, module in sys.modules.items() if room.startswith("chatstream.bus.")]
+    return [module for module in loaded if hasattr(module, name)]
 
 
 class Worker:
@@ -70,10 +77,9 @@ class Worker:
             remember: In the place of `REMEMBER`, which is too long for a test.
             patience: In the place of `PATIENCE`, where a test is not about it.
         """
-        for module in (early_cancels, local, redis_bus, unix_bus):
-            module.REMEMBER = remember
-        for module in (redis_bus, unix_bus):
-            module.PATIENCE = patience
+        for name, value in (("REMEMBER", remember), ("PATIENCE", patience)):
+            for module in rooms_with(name):
+                setattr(module, name, value)
         self._streams, self._lines.lines = {}, []
         self._member = Member(Settings(max_streams=1000, **settings))
         self._member.start()
@@ -92,6 +98,11 @@ class Worker:
 
     def cancel(self, session: str, stream: str | None, owner: str) -> bool:
         return self._member.abort(session, stream, owner=owner)
+
+    def cancel_elsewhere(self, session: str, stream: str | None, owner: str) -> bool:
+        """`cancel`, without a look at this process."""
+        request = Request(Action.CANCEL, owner, session, stream)
+        return self._member._bus.cancel_elsewhere(request)
 
     def claim_many(self, count: int) -> None:
         """Begins so many, each of a session and with names of a length that a page has few of."""

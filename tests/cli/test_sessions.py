@@ -59,7 +59,7 @@ class Fleet(Bus):
     def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         return False
 
-    def _cancel_elsewhere(self, request: Request) -> bool:
+    def cancel_elsewhere(self, request: Request) -> bool:
         return False
 
     def _here(self) -> Worker:

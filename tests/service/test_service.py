@@ -119,7 +119,7 @@ class OtherWorkers(Bus):
         self.released.append(claim)
         self.on_release()
 
-    def _cancel_elsewhere(self, request: Request) -> bool:
+    def cancel_elsewhere(self, request: Request) -> bool:
         self.asked.append(request)
         if isinstance(self.answer, Exception):
             raise self.answer

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from chatstream.bus.base import absent
 from chatstream.bus.messages import Claim
+from chatstream.bus.redis.entries import Entries
 from chatstream.bus.redis.redis_bus import RedisBus
 
 _VISIT = 45.0
 """Seconds between two looks of a visitor, three times: it has nothing that could expire."""
+
+
+class _NoEntries(Entries):
+    """Of somebody who has none."""
+
+    def enrol(self) -> bytes:
+        # A prefix that nobody uses is not to look like one in use.
+        return self.since()
 
 
 class RedisVisitor(RedisBus):
@@ -15,6 +24,8 @@ class RedisVisitor(RedisBus):
 
     What it leaves are replies that come too late, for a minute.
     """
+
+    _entries_of = _NoEntries
 
     def __init__(self, url: str, *, prefix: str) -> None:
         """
@@ -26,8 +37,3 @@ class RedisVisitor(RedisBus):
 
     def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         raise NotImplementedError("a visitor has no stream")
-
-    def _enrol(self) -> bytes:
-        # A prefix that nobody uses is not to look like one in use.
-        since: bytes | None = self._commands.get(self._since_key)
-        return since or b""

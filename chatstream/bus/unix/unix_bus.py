@@ -164,7 +164,7 @@ class UnixBus(Bus):
                     del self._gone[gone]
                     self._drop(gone, [name_byte(gone.name)])
 
-    def _cancel_elsewhere(self, request: Request) -> bool:
+    def cancel_elsewhere(self, request: Request) -> bool:
         seat = self._seated()
         if seat is None:
             raise BusUnavailable

@@ -18,7 +18,8 @@ import pytest
 import trustme
 
 from chatstream.bus.messages import Action, Answer, Claim, Name, Request, encode
-from chatstream.bus.redis.redis_bus import _LISTEN, RedisBus
+from chatstream.bus.redis.mail import LISTEN
+from chatstream.bus.redis.redis_bus import RedisBus
 from chatstream.bus.redis.server import check
 from chatstream.errors import BusUnavailable, ConfigError, Refused, Unconfirmed
 from tests.bus.conftest import Service, Services, Worker
@@ -323,7 +324,8 @@ def test_a_stream_that_begins_before_its_worker_has_reached_redis(
     claims = [Claim(Name("", f"s-{n}", f"new-{n}"), n + 1) for n in range(5)]
     with ThreadPoolExecutor(5) as pool:
         waiting = [pool.submit(member.bus.claim, claim, reject=False) for claim in claims]
-        eventually(lambda: member.bus._looked.is_set() or threading.active_count() > 5, "them")
+        looked = member.bus._listener._looked
+        eventually(lambda: looked.is_set() or threading.active_count() > 5, "them")
         member.bus.start()
         assert [claim.result(10) for claim in waiting] == [False] * 5
     # A claim waits for the other's word, but no longer than `PATIENCE`: a busy machine may need it.
@@ -343,20 +345,20 @@ def test_a_refresh_amid_a_claim(
     other.claim("s", "old")
     member.bus.start()
     claim = Claim(Name("", "s", "new"), 1)
-    script = member.bus._claim_script
+    script = member.bus._entries._claim_script
 
     def refreshes_first(*arguments: Any) -> Any:
-        registered = member.bus._refresh()
+        registered = member.bus._listener.refresh()
         assert claim not in registered
         return script(*arguments)
 
-    monkeypatch.setattr(member.bus, "_claim_script", refreshes_first)
+    monkeypatch.setattr(member.bus._entries, "_claim_script", refreshes_first)
     assert member.bus.claim(claim, reject=False) is False
     assert other.endings() == {"old": "superseded"}
     assert Action.SUPERSEDE not in member.asked
-    assert member.bus._refresh() == {claim}
+    assert member.bus._listener.refresh() == {claim}
     member.bus.release(claim)
-    assert member.bus._refresh() == set()
+    assert member.bus._listener.refresh() == set()
 
 
 def places(service: Service) -> list[str]:
@@ -437,17 +439,17 @@ def test_a_server_that_loses_its_data_amid_a_claim(
     """What was claimed is lost with the rest, and put back at the listener's next look."""
     member.bus.start()
     claim = Claim(Name("", "s", "new"), 1)
-    script = member.bus._claim_script
+    script = member.bus._entries._claim_script
 
     def is_lost(*arguments: Any) -> Any:
         found = script(*arguments)
         with contextlib.closing(service.client()) as client:
             for key in service.keys("*"):
                 client.delete(f"{service.settings['bus_prefix']}:{key}")
-        member.bus._refresh()
+        member.bus._listener.refresh()
         return found
 
-    monkeypatch.setattr(member.bus, "_claim_script", is_lost)
+    monkeypatch.setattr(member.bus._entries, "_claim_script", is_lost)
     member.bus.claim(claim, reject=False)
     eventually(lambda: service.keys("session:*"), "its entry")
     member.bus.release(claim)
@@ -566,7 +568,7 @@ def test_a_worker_leaves_without_a_server(own: Service, redis_server: RedisServe
 def test_a_listener_waits_longer_for_the_server_than_the_server_for_mail(option: str) -> None:
     """Whatever an address says of commands: silence is not a fault."""
     bus = RedisBus(lambda request: Answer.ABSENT, f"redis://h/0{option}", prefix="p", ttl=45.0)
-    assert bus._mailbox.connection_pool.connection_kwargs["socket_timeout"] > _LISTEN
+    assert bus._mail._mailbox.connection_pool.connection_kwargs["socket_timeout"] > LISTEN
 
 
 def test_a_message_before_the_listener_listens_is_carried_out(service: Service) -> None:
