@@ -191,7 +191,7 @@ def test_other_methods(desk: Desk) -> None:
 def test_a_worker_that_does_not_answer(desk: Desk) -> None:
     """What is known is told and stopped, and that it is not all."""
     OtherWorkers(desk.service, Unconfirmed())
-    desk.service._neighbours.bus._neighbours.lives = desk.service._neighbours.lives
+    desk.service._neighbours.bus._lives = desk.service._neighbours.lives
     answer = desk.client.get(SESSIONS).json
     assert answer is not None
     assert (answer["complete"], len(answer["sessions"])) == (False, 2)
@@ -214,7 +214,7 @@ def test_too_many_are_not_all(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_bus_that_is_away(desk: Desk) -> None:
     """503, and one's own process has been stopped all the same."""
     OtherWorkers(desk.service, BusUnavailable())
-    desk.service._neighbours.bus._neighbours.lives = desk.service._neighbours.lives
+    desk.service._neighbours.bus._lives = desk.service._neighbours.lives
     answer = desk.client.get(SESSIONS)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     answer = desk.client.post(CANCEL_ALL)
