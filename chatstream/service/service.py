@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from chatstream import bus
-from chatstream.bus.base import Bus
-from chatstream.bus.local import LocalBus
-from chatstream.bus.messages import Action, Answer, Claim, Enquiry, Listing, Live, Name, Request
-from chatstream.errors import (
-    BusUnavailable,
-    Busy,
-    StreamAborted,
-    StreamError,
-    Unconfirmed,
-    UpstreamError,
-    busy_without_descriptors,
-    shutting_down,
-)
+from chatstream.bus.messages import Listing
+from chatstream.errors import busy_without_descriptors, shutting_down
 from chatstream.service.advice import advice
 from chatstream.service.hooks import Admin, Identify, Prepare
+from chatstream.service.lifetime import Lifetime, time_to_drain
 from chatstream.service.lookout import Lookout
+from chatstream.service.neighbours import Neighbours
 from chatstream.service.registry import Registry
 from chatstream.settings.table import Settings
-from chatstream.sockets import native
 from chatstream.sockets.loop import Loop, Timer
 from chatstream.stream.iterable import StreamIterable
-from chatstream.stream.outcome import Cancelled, Cause, Outcome
+from chatstream.stream.outcome import Cause, Outcome
 from chatstream.stream.stream import Stream
 from chatstream.telemetry import tracing
 from chatstream.telemetry.announcer import Announcer, log_outcome
@@ -92,18 +78,21 @@ class Service:
             reject_conflicts=settings.on_conflict == "reject",
         )
         self._loop = Loop()
-        self._bus: Bus = LocalBus(self._receive)
+        self._lookout = Lookout(self._loop, self.registry.held)
+        self._lifetime = Lifetime(self._loop, self.registry)
+        self._neighbours = Neighbours(
+            name,
+            lambda: self.settings,
+            self.registry,
+            self._loop,
+            self._lifetime,
+            on_join=lambda: atexit.register(self._leave),
+            on_cancel=self._announcer.cancelled,
+        )
         self._upstream: Upstream | None = None
         self._tracing: tracing.Tracing | None = None
-        self._joined = 0  # the process whose bus it is
         self._started = 0  # the process whose upstream it is
-        self._lookout = Lookout(self._loop, self.registry.held)
-        self._draining = self._drained = False
-        self._stopped = False  # the loop is to end with the last stream
-        self._on_rest: dict[object, Callable[[], object]] = {}  # changed in one step
         self._walked = False  # a stream was, though the server would have let go of it
-        self._locks: tuple[int, threading.Lock] = (0, threading.Lock())
-        self._forked = native.allocate_lock()  # guards the one above
 
     def start(self, environ: Mapping[str, Any] | None = None) -> None:
         """Makes what must not cross a fork. Called by `open`; idempotent.
@@ -117,8 +106,8 @@ class Service:
         # and urllib3 must not have bound the unpatched one.
         from chatstream.upstream.provider import Upstream
 
-        self._join()
-        with self._starting():
+        self._neighbours.join()
+        with self._lifetime.making():
             if self._started == os.getpid():
                 return
             # By now the server is known.
@@ -127,32 +116,8 @@ class Service:
             self._tracing = tracing.create(self.settings.upstream_url)
             self._started = os.getpid()
         draining.follow_signals()
-        for sentence in advice(self.settings, self._bus, environ or {}):
+        for sentence in advice(self.settings, self._neighbours.bus, environ or {}):
             log.warning(sentence)
-
-    def _starting(self) -> threading.Lock:
-        """The lock under which this process's things are made: nobody can go on without them.
-
-        Made in the process: with preload_app, one that was made before gevent patched would block
-        all greenlets when one of them waits.
-        """
-        with self._forked:
-            if self._locks[0] != os.getpid():
-                self._locks = (os.getpid(), threading.Lock())
-            return self._locks[1]
-
-    def _join(self) -> None:
-        """Joins the bus, once per process."""
-        if self._joined == os.getpid():
-            return
-        with self._starting():
-            if self._joined == os.getpid():
-                return
-            self._stopped = False
-            joined = bus.create(self.settings, self._receive, self._loop, self.name, self._lives)
-            joined.start()
-            self._bus, self._joined = joined, os.getpid()
-            atexit.register(self._leave)
 
     def drain(self, *, at_once: bool = False) -> None:
         """Has the streams come to an end: what is left when the time is over is aborted.
@@ -164,23 +129,15 @@ class Service:
             at_once: The time is over now, not in CHATSTREAM_DRAIN seconds (or what gunicorn's
                 `graceful_timeout` leaves of them).
         """
-        if at_once:
-            self._end_streams()
-        elif not self._draining:
-            self._draining = True
-            try:
-                self._loop.call_later(self._time_to_drain(), self._end_streams)
-            except Busy:  # no clock can be had
-                self._end_streams()
+        self._lifetime.drain(time_to_drain(self.settings.drain), at_once=at_once)
 
     def draining(self) -> bool:
         """Whether this process is to end, so that new streams had better go elsewhere."""
-        alive = getattr(server.gunicorn_worker(), "alive", True)
-        return self._draining or self._drained or not alive
+        return self._lifetime.draining()
 
     def at_rest(self) -> bool:
         """Whether no stream is left, also none that has ended and only has to be sent."""
-        return len(self.registry) == 0
+        return self._lifetime.at_rest()
 
     def has_readers(self) -> bool:
         """Whether somebody listens to `stream_ended` for an answer's text."""
@@ -192,17 +149,15 @@ class Service:
         For tests and for the end of a process; a later `open` starts again. Does not wait: the loop
         goes on until the last stream's client has its end, or takes no bytes.
         """
-        self._end_streams()
-        with self._starting():
+        self._lifetime.end_streams()
+        with self._lifetime.making():
             upstream, self._upstream, self._started = self._upstream, None, 0
             self._lookout.stop()
-            joined, self._bus, self._joined = self._bus, LocalBus(self._receive), 0
-        joined.close()
+            left = self._neighbours.leave()
+        left.close()
         if upstream is not None:
             upstream.close()
-        self._stopped = True
-        self._gone()
-        self._draining = self._drained = False
+        self._lifetime.stop()
         atexit.unregister(self._leave)
 
     def reconfigure(self, settings: Settings) -> None:
@@ -222,26 +177,11 @@ class Service:
         Returns:
             What ends that. Idempotent.
         """
-        key = object()
-        self._on_rest[key] = listener
-
-        def forget() -> None:
-            self._on_rest.pop(key, None)
-
-        return forget
-
-    def _gone(self) -> None:
-        """A stream has gone. After the last one the loop's thread ends, if `stop` left it that."""
-        if not self.at_rest():
-            return
-        if self._stopped:
-            self._loop.stop()
-        for listener in list(self._on_rest.values()):
-            listener()
+        return self._lifetime.on_rest(listener)
 
     def _leave(self) -> None:
         """At the end of a process; not of one that it has forked."""
-        if self._joined == os.getpid():
+        if self._neighbours.joined == os.getpid():
             self.stop()
             self._loop.stop()  # no thread is left that could end a stream
 
@@ -275,7 +215,7 @@ class Service:
             Ended: 503, the worker is to end, and the time for its streams is over.
         """
         self.start(environ)
-        if self._drained:
+        if self._lifetime.over:
             raise shutting_down()
         stream = form(session_id or uuid.uuid4().hex, stream_id or uuid.uuid4().hex, owner)
         stream.key = self.settings.api_key.encode()
@@ -290,7 +230,7 @@ class Service:
         except BaseException:
             self._let_go(stream, timer)
             raise
-        if self._drained:  # meanwhile
+        if self._lifetime.over:  # meanwhile
             stream.abort(Cause.SHUTDOWN)
         end = self._tracing.begin(stream, payload, environ or {}) if self._tracing else None
         source = StreamIterable(
@@ -322,10 +262,7 @@ class Service:
             Unconfirmed: The worker that has it does not answer.
             BusUnavailable: Whether another worker has it cannot be found out.
         """
-        with self._cancelling(session_id, stream_id, owner) as answers:
-            stopped = self._bus.cancel(owner, session_id, stream_id)
-            answers.append("stopped" if stopped else "not_found")
-            return stopped
+        return self._neighbours.cancel(session_id, stream_id, owner)
 
     def sessions(self, owner: str | None = None) -> Listing:
         """What lives in all workers of the app. Waits `PATIENCE` seconds for one that hangs.
@@ -336,9 +273,7 @@ class Service:
         Raises:
             BusUnavailable: Which workers there are cannot be found out.
         """
-        self._join()
-        with self._bus_faults():
-            return self._bus.list(owner)
+        return self._neighbours.sessions(owner)
 
     def cancel_all(self, owner: str | None) -> Listing:
         """Stops all live streams of an owner, in whichever workers they are, cause CANCEL.
@@ -355,12 +290,7 @@ class Service:
             BusUnavailable: Which workers there are cannot be found out. What lived in this process
                 has been stopped.
         """
-        with self._cancelling(None, None, owner) as answers:
-            listing = self._bus.cancel_all(owner)
-            stopped = any(each.streams for each in listing.workers)
-            silent = not all(each.answered for each in listing.workers)
-            answers.append(Unconfirmed.code if silent else "stopped" if stopped else "not_found")
-            return listing
+        return self._neighbours.cancel_all(owner)
 
     def check_bus(self) -> None:
         """Looks whether the other workers can be reached now. Waits a second at most.
@@ -368,36 +298,7 @@ class Service:
         Raises:
             BusUnavailable: They cannot.
         """
-        self._join()
-        with self._bus_faults():
-            self._bus.check()
-
-    @contextlib.contextmanager
-    def _cancelling(
-        self, session_id: str | None, stream_id: str | None, owner: str | None
-    ) -> Iterator[list[str]]:
-        """Tells who listens of a cancel: its answer is put into the list, or raised."""
-        begin = monotonic()
-        answers: list[str] = []
-        try:
-            self._join()
-            with self._bus_faults():
-                yield answers
-        except StreamError as error:
-            answers = [error.code]
-            raise
-        finally:
-            answer = answers[0] if answers else "failed"
-            seconds = monotonic() - begin
-            self._announcer.cancelled(Cancelled(session_id, stream_id, owner, answer, seconds))
-
-    @contextlib.contextmanager
-    def _bus_faults(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            log.warning("[bus] %s: %s", self._bus.name, error)
-            raise BusUnavailable from error
+        self._neighbours.check()
 
     def _watch_client(self, stream: Stream, environ: Mapping[str, Any]) -> None:
         with busy_without_descriptors(), server.client_socket(environ) as connection:
@@ -411,70 +312,23 @@ class Service:
         if superseded is not None:
             superseded.abort(Cause.SUPERSEDED)
         try:
-            cancelled = self._claim(stream)
+            cancelled = self._neighbours.claim(stream)
         except BaseException:
             self.registry.remove(stream)
             raise
         if cancelled:
             stream.abort(Cause.CANCEL)
 
-    def _claim(self, stream: Stream) -> bool:
-        reject = self.settings.on_conflict == "reject"
-        limit = self.settings.max_streams_per_owner
-        try:
-            return self._bus.claim(_claim_of(stream), reject=reject, limit=limit)
-        except OSError as error:  # the bus is broken; the stream need not be
-            log.warning("[bus] %s: %s", self._bus.name, error)
-            return False
-
-    def _receive(self, request: Request) -> Answer:
-        """What the bus's requests do here. See `Bus` for its contract."""
-        stream = self.registry.find(request.owner, request.session_id, request.stream_id)
-        if stream is None:
-            return Answer.ABSENT
-        if request.action is Action.PROBE:
-            return Answer.LIVE
-        if request.before is not None and stream.started > request.before:  # the next one
-            return Answer.ABSENT if request.action is Action.CANCEL else Answer.LIVE
-        cause = Cause.CANCEL if request.action is Action.CANCEL else Cause.SUPERSEDED
-        return Answer.STOPPED if stream.abort(cause) else Answer.ABSENT
-
-    def _lives(self, enquiry: Enquiry) -> Iterator[Live]:
-        """What the bus says of this process, and what it stops; see `Lives`."""
-        now = monotonic()
-        for stream in self.registry.live():  # in the order of their numbers
-            if (
-                stream.number > enquiry.after
-                and enquiry.owner in (None, stream.owner)
-                and (enquiry.before is None or stream.started <= enquiry.before)
-            ):
-                seconds, phase = now - stream.started, stream.phase.value
-                if not enquiry.stop or stream.abort(Cause.CANCEL):
-                    yield Live(_claim_of(stream).name, stream.number, phase, seconds, stream.events)
-
-    def _end_streams(self) -> None:
-        self._drained = True  # before the list is made: a stream that is not in it sees this
-        for stream in self.registry.live():
-            stream.abort(Cause.SHUTDOWN)
-
-    def _time_to_drain(self) -> float:
-        """Seconds that streams may go on."""
-        worker = server.gunicorn_worker()
-        if worker is None:
-            return self.settings.drain
-        graceful: int = worker.cfg.graceful_timeout
-        return max(0.0, min(self.settings.drain, graceful - draining.GRACE))
-
     def _connect(self, payload: bytes, stream: Stream) -> None:
         upstream = self._upstream
         if upstream is None:  # stopped meanwhile, and so was the stream
             return
         self.registry.enter(stream)
-        try:
-            upstream.threads.run(partial(self._call, upstream, payload, stream))
-        except RuntimeError:  # can't start new thread
-            stream.fail(Busy("This worker has no free thread. Please try again."))
-            self.registry.leave(stream)
+        upstream.begin(payload, stream, partial(self._called, stream))
+
+    def _called(self, stream: Stream) -> None:
+        self.registry.leave(stream)
+        self._lifetime.gone()
 
     def _walk(self, stream: Stream) -> None:
         """A server's thread is about to walk `stream`. Raises Busy if none is left for that."""
@@ -488,24 +342,6 @@ class Service:
             )
         self.registry.walk(stream)
 
-    def _call(self, upstream: Upstream, payload: bytes, stream: Stream) -> None:
-        """Calls the provider, in a thread of the call's own. Returns when its headers are in."""
-        try:
-            body = upstream.open(payload, stream)
-            if not stream.answered(body):
-                body.close()
-        except StreamAborted:
-            pass
-        except StreamError as error:
-            stream.fail(error)
-        except Exception:
-            names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
-            log.exception("[SSE] %s stream=%s", *names.values(), extra=names)
-            stream.fail(UpstreamError("The provider could not be called."))
-        finally:
-            self.registry.leave(stream)
-            self._gone()
-
     def _closed(
         self, stream: Stream, timer: Timer | None, end: tracing.End | None, outcome: Outcome
     ) -> None:
@@ -516,12 +352,11 @@ class Service:
             self._tell_end(stream, end, outcome)
         finally:
             self.registry.leave(stream)
-            self._gone()
+            self._lifetime.gone()
 
     def _tell_end(self, stream: Stream, end: tracing.End | None, outcome: Outcome) -> None:
         try:
-            with contextlib.suppress(OSError):  # the bus is broken, and has said so
-                self._bus.release(_claim_of(stream))
+            self._neighbours.release(stream)
             log_outcome(outcome)
             if end is not None:
                 end(outcome)
@@ -533,7 +368,3 @@ class Service:
             self._loop.cancel(timer)
         if stream.client is not None:
             stream.client.release()
-
-
-def _claim_of(stream: Stream) -> Claim:
-    return Claim(Name(stream.owner, stream.session_id, stream.stream_id), stream.number)

@@ -19,7 +19,7 @@ import requests
 from requests.auth import AuthBase
 
 from chatstream.dialects.openai_chat import sentence
-from chatstream.errors import UpstreamError
+from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
 from chatstream.settings.table import Settings
 from chatstream.stream.sides import Body
 from chatstream.stream.stream import Stream
@@ -44,11 +44,7 @@ log = logging.getLogger("chatstream")
 
 
 class Upstream:
-    """Calls one provider over a pool of connections. Make it after fork. Safe from any thread.
-
-    Attributes:
-        threads: Where to call `open`.
-    """
+    """Calls one provider over a pool of connections. Make it after fork. Safe from any thread."""
 
     def __init__(
         self,
@@ -67,7 +63,39 @@ class Upstream:
         self._timeout = (settings.upstream_connect_timeout, settings.upstream_headers_timeout)
         self._adapter = Adapter(max_streams, call_later)
         self._prepared: _Prepared | None = None
-        self.threads = CallThreads()
+        self._threads = CallThreads()
+
+    def begin(self, payload: bytes, stream: Stream, over: Callable[[], object]) -> None:
+        """Calls the provider in a thread of the call's own, which ends when its headers are in.
+
+        Does not wait: `stream` is told of the answer, or fails.
+
+        Args:
+            payload: See `open`.
+            stream: See `open`.
+            over: Called once, when the call needs nothing more.
+        """
+        try:
+            self._threads.run(partial(self._call, payload, stream, over))
+        except RuntimeError:  # can't start new thread
+            stream.fail(Busy("This worker has no free thread. Please try again."))
+            over()
+
+    def _call(self, payload: bytes, stream: Stream, over: Callable[[], object]) -> None:
+        try:
+            body = self.open(payload, stream)
+            if not stream.answered(body):
+                body.close()
+        except StreamAborted:
+            pass
+        except StreamError as error:
+            stream.fail(error)
+        except Exception:
+            names = {"session_id": stream.session_id, "stream_id": stream.stream_id}
+            log.exception("[SSE] %s stream=%s", *names.values(), extra=names)
+            stream.fail(UpstreamError("The provider could not be called."))
+        finally:
+            over()
 
     def open(self, payload: bytes, stream: Stream) -> Body:
         """Sends `payload` and returns the provider's answer. Blocks until its headers are in.
@@ -101,7 +129,7 @@ class Upstream:
 
     def close(self) -> None:
         """Closes the idle connections, ends the idle threads."""
-        self.threads.close()
+        self._threads.close()
         self._adapter.close()
 
     def _post(self, payload: bytes, call: Call) -> requests.Response:

@@ -67,26 +67,32 @@ def numbers(text: str) -> list[int]:
 # The text, as it was sent
 
 
-def test_the_text_of_a_whole_answer(move: MakeMoved) -> None:
-    """What came, and what the provider said of its cost."""
-    m = move()
+@pytest.mark.parametrize("form", [heard, outliving])
+def test_the_text_of_a_whole_answer(move: MakeMoved, form: Callable[[str, str], Stream]) -> None:
+    """What came, and what the provider said of its cost. A client that stays has not left."""
+    m = move(form=form)
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     m.say(EVENT, EVENT, FINISH, usage, DONE)
-    m.rest()
+    assert b"".join(m.rest()) == EVENT + EVENT + FINISH + usage + DONE
     outcome = m.end()
     assert (outcome.text, outcome.reasoning, outcome.usage) == ("aa", "", (1, 2, False))
     assert 0 < outcome.time_to_headers <= outcome.time_to_first_event <= outcome.duration
     assert not outcome.client_left
 
 
-def test_a_stopped_answer_is_kept_as_it_was_seen(move: MakeMoved) -> None:
-    """Case 40: what the client got, and no event more."""
-    m = move()
+@pytest.mark.parametrize("form", [heard, outliving])
+def test_a_stopped_answer_is_kept_as_it_was_seen(
+    move: MakeMoved, form: Callable[[str, str], Stream]
+) -> None:
+    """Case 40: what the client got, and no event more. The stop of one who stays is a stop."""
+    m = move(form=form)
     m.say(EVENT * 3)
     got = m.take(len(b"HTTP/1.1 200 OK\r\n\r\n") + len(EVENT * 3))
     m.stream.abort(Cause.CANCEL)
     m.rest()
-    assert got.count(EVENT) == len(m.end().text or "") == 3
+    outcome = m.end()
+    assert got.count(EVENT) == len(outcome.text or "") == 3
+    assert (outcome.cause, outcome.client_left) == (Cause.CANCEL, False)
 
 
 def test_nobody_listened(move: MakeMoved) -> None:
@@ -241,25 +247,6 @@ def test_a_provider_that_falls_silent_is_given_up_alone_too(move: MakeMoved) -> 
     outcome = m.end()
     assert (outcome.kind, outcome.code) == (Kind.FAILED, "upstream_idle")
     assert outcome.text == "a"
-
-
-def test_a_client_that_stays_changes_nothing(move: MakeMoved) -> None:
-    """It gets all, and is not said to have left."""
-    m = move(form=outliving)
-    m.say(EVENT, DONE)
-    assert b"".join(m.rest()) == EVENT + DONE
-    assert not m.end().client_left
-
-
-def test_a_cancel_of_one_who_stays_is_a_stop(move: MakeMoved) -> None:
-    """The end of it has not lost its client."""
-    m = move(form=outliving)
-    m.say(EVENT)
-    assert m.next() == EVENT
-    m.stream.abort(Cause.CANCEL)
-    m.rest()
-    outcome = m.end()
-    assert (outcome.cause, outcome.client_left) == (Cause.CANCEL, False)
 
 
 def test_the_client_is_gone_once(move: MakeMoved) -> None:

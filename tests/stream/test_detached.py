@@ -39,7 +39,7 @@ from tests.stream.moving import (
     connected,
     error_of,
 )
-from tests.upstream.test_provider import (
+from tests.upstream.peer import (
     CHUNKED,
     PAYLOAD,
     Peer,

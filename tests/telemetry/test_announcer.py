@@ -359,7 +359,7 @@ def test_a_cancel_is_told_of(
         return bool(found)
 
     chat.service.abort("other", owner="7")
-    monkeypatch.setattr(chat.service._bus, "cancel", cancel)
+    monkeypatch.setattr(chat.service._neighbours.bus, "cancel", cancel)
     with contextlib.suppress(StreamError):
         assert chat.service.abort("s", "t", owner="7") is found
     _, cancelled = chat.listener.heard

@@ -14,10 +14,8 @@ import responses
 
 from chatstream.dialects.openai_chat import sibling
 from chatstream.errors import UpstreamError
-from chatstream.settings.table import Settings
 from chatstream.simulator import Simulator
 from chatstream.upstream.fetch import LIMIT, Fetched, at_origin, fetch
-from chatstream.upstream.models import models
 from tests.conftest import PATIENCE
 
 MODELS = "http://provider/v1/models"
@@ -116,30 +114,3 @@ def test_a_body_that_breaks_is_no_answer(headers: dict[str, str]) -> None:
     with pytest.raises(UpstreamError) as caught:
         fetch(MODELS)
     assert caught.value.code == "upstream_truncated"
-
-
-@responses.activate
-def test_a_type_is_written_in_any_case() -> None:
-    """RFC 9110, section 8.3.1."""
-    responses.get(MODELS, body="{}", content_type="Application/JSON; charset=utf-8")
-    assert models(Settings(upstream_url="http://provider/v1/chat/completions")) == b"{}"
-
-
-def test_the_list_of_models(provider: Simulator) -> None:
-    """Beside the chat's address, with its key; the rest of it is in test_openai."""
-    listed = models(Settings(upstream_url=provider.url, api_key="sk-1"))
-    assert json.loads(listed)["data"][0]["id"] == "simulated"
-
-
-@pytest.mark.parametrize(
-    ("url", "found"),
-    [
-        ("https://api.deepseek.com/chat/completions", "https://api.deepseek.com/models"),
-        ("http://h:1/v1/chat/completions?x=1", "http://h:1/v1/models"),
-        ("http://h:1/deployments/chat", None),
-        ("http://h:1/chat/completions/", None),
-    ],
-)
-def test_the_models_are_beside_the_chat(url: str, found: str | None) -> None:
-    """OpenAI's routes share what comes before them."""
-    assert sibling(url, "/models") == found

@@ -825,9 +825,9 @@ class OtherWorkers(LocalBus):
     """A bus to workers that answer neither a cancel nor a claim."""
 
     def __init__(self, service: Service, error: Exception) -> None:
-        super().__init__(service._receive)
+        super().__init__(service._neighbours.receive)
         self.error = error
-        service._bus, service._joined = self, os.getpid()
+        service._neighbours.bus, service._neighbours.joined = self, os.getpid()
 
     def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         raise self.error

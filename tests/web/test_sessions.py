@@ -191,7 +191,7 @@ def test_other_methods(desk: Desk) -> None:
 def test_a_worker_that_does_not_answer(desk: Desk) -> None:
     """What is known is told and stopped, and that it is not all."""
     OtherWorkers(desk.service, Unconfirmed())
-    desk.service._bus._lives = desk.service._lives
+    desk.service._neighbours.bus._lives = desk.service._neighbours.lives
     answer = desk.client.get(SESSIONS).json
     assert answer is not None
     assert (answer["complete"], len(answer["sessions"])) == (False, 2)
@@ -204,7 +204,7 @@ def test_too_many_are_not_all(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> No
     """Where the bus has not asked for the rest, the list says so."""
     live = Live(Name("7", "s", "t"), 1, "body", 1.23456, 5)
     listing = Listing([Found(Worker("w", 1, "h"), [live], True)], cut=True)
-    monkeypatch.setattr(desk.service._bus, "list", lambda owner: listing)
+    monkeypatch.setattr(desk.service._neighbours.bus, "list", lambda owner: listing)
     answer = desk.client.get(SESSIONS).json
     assert answer is not None
     assert answer["complete"] is False
@@ -214,7 +214,7 @@ def test_too_many_are_not_all(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_bus_that_is_away(desk: Desk) -> None:
     """503, and one's own process has been stopped all the same."""
     OtherWorkers(desk.service, BusUnavailable())
-    desk.service._bus._lives = desk.service._lives
+    desk.service._neighbours.bus._lives = desk.service._neighbours.lives
     answer = desk.client.get(SESSIONS)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     answer = desk.client.post(CANCEL_ALL)
@@ -267,5 +267,5 @@ def test_they_are_where_the_settings_have_them(nothing_left: None) -> None:
 
 def test_an_enquiry_of_all_is_answered_by_a_process(desk: Desk) -> None:
     """What the bus asks of this process: its own list, or its end."""
-    live = list(desk.service._lives(Enquiry("7")))
+    live = list(desk.service._neighbours.lives(Enquiry("7")))
     assert [one.name.session_id for one in live] == ["a", "b"]

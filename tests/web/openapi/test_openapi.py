@@ -131,7 +131,7 @@ def test_it_opens_nothing() -> None:
     """Reading it starts no thread and joins no bus."""
     host = app()
     served(host.test_client())
-    assert (service_of(host)._started, service_of(host)._joined) == (0, 0)
+    assert (service_of(host)._started, service_of(host)._neighbours.joined) == (0, 0)
 
 
 # Its methods
