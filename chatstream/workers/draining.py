@@ -1,4 +1,9 @@
-"""How a process ends: its server's word for it is heard, and its streams are drained first."""
+"""How a process ends: its server's word for it is heard, and its streams are drained first.
+
+WSGI has no such word. gunicorn has no hook for SIGTERM, and its workers end by themselves after
+`max_requests`; so a worker's signal handlers are taken over, to speak to this process's services
+first, and each request looks whether its worker still is to live.
+"""
 
 from __future__ import annotations
 

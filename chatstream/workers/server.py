@@ -1,8 +1,6 @@
-"""The server around the app: its worker, its threads, its clients, and the word that it ends.
+"""The server around the app: its worker, its threads, its clients.
 
-WSGI tells an app none of these. gunicorn has no hook for SIGTERM, and its workers end by themselves
-after `max_requests`; so a worker's signal handlers are taken over, to speak to this process's
-services first, and each request looks whether its worker still is to live.
+WSGI tells an app none of these.
 """
 
 from __future__ import annotations

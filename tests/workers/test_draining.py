@@ -1,33 +1,51 @@
-"""ending: SIGTERM drains where the server would not, and nothing is taken from who has it."""
+"""draining: how a process ends - the server's word for it, and streams that are drained first."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 
+from chatstream.sockets import native
 from chatstream.workers import draining
-from chatstream.workers.draining import drain_at_sigterm, enrol
+from chatstream.workers.draining import (
+    drain_at_sigterm,
+    enrol,
+    follow_signals,
+    notice_end,
+    post_worker_init,
+)
+from chatstream.workers.server import gunicorn_worker
 from tests.conftest import eventually
+from tests.workers.conftest import SIGNALS, SignalledWorker
+
+ENDS = {signal.SIGTERM: False, signal.SIGQUIT: True, signal.SIGINT: True, signal.SIGABRT: True}
 
 
 class Service:
-    """One stream, which is over when the test says so."""
+    """One stream, which is over when the test says so. Notes what it is told, and where."""
 
     settings = SimpleNamespace(drain=60.0)
 
     def __init__(self) -> None:
         self.told: list[bool] = []
+        self.threads: list[int] = []
+        self.may_drain = threading.Event()
+        self.may_drain.set()
         self._rest = False
         self._listeners: list[Callable[[], object]] = []
 
     def drain(self, *, at_once: bool = False) -> None:
+        self.may_drain.wait(5)
+        self.threads.append(threading.get_ident())
         self.told.append(at_once)
         if at_once:
             self.over()
@@ -67,6 +85,145 @@ def sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+def test_a_service_that_is_gone_is_not_told(service: Service) -> None:
+    """To be enrolled keeps nobody alive."""
+    another = Service()
+    enrol(another)
+    assert set(draining.services()) == {service, another}
+    del another
+    gc.collect()
+    assert draining.services() == [service]
+
+
+# gunicorn's workers
+
+
+def test_where_there_is_no_worker_no_signal_is_touched() -> None:
+    """Under another server."""
+    assert not follow_signals()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_masters_signals_are_not_ours(worker: SignalledWorker) -> None:
+    """With preload_app we are there."""
+    worker.sockets = None
+    assert not follow_signals()
+    assert signal.getsignal(signal.SIGTERM) == worker.handle
+
+
+def test_the_worker_is_found_also_when_its_signals_are_followed(worker: SignalledWorker) -> None:
+    """By those that end it, where an app has taken the others, as SIGUSR1 for a dump."""
+    assert follow_signals()
+    for number in {*SIGNALS} - {*ENDS}:
+        signal.signal(number, lambda number, frame: None)
+    assert gunicorn_worker() is worker
+
+
+@pytest.mark.parametrize(("number", "at_once"), ENDS.items())
+def test_a_signal_is_told_and_passed_on(
+    worker: SignalledWorker, service: Service, number: signal.Signals, at_once: bool
+) -> None:
+    """To the services, from a thread of its own, and to gunicorn."""
+    follow_signals()
+    signal.raise_signal(number)
+    assert worker.handled == [number]
+    eventually(lambda: service.told == [at_once], "the word")
+    assert threading.get_ident() not in service.threads
+
+
+def test_the_worker_does_not_wait_for_the_services(
+    worker: SignalledWorker, service: Service
+) -> None:
+    """A signal interrupts whoever may hold the very lock that a service needs."""
+    follow_signals()
+    service.may_drain.clear()
+    signal.raise_signal(signal.SIGTERM)
+    assert worker.handled == [signal.SIGTERM]
+    assert service.told == []
+    service.may_drain.set()
+    eventually(lambda: service.told, "the word")
+
+
+def test_to_follow_twice_tells_once(worker: SignalledWorker, service: Service) -> None:
+    """Each app of a process asks, and each hook."""
+    follow_signals()
+    post_worker_init(worker)
+    signal.raise_signal(signal.SIGTERM)
+    eventually(lambda: service.told, "the word")
+    assert worker.handled == [signal.SIGTERM]
+    assert service.told == [False]
+
+
+def test_another_thread_cannot_follow(worker: SignalledWorker) -> None:
+    """As with a worker of threads and preload_app: the hook is for that."""
+    followed: list[bool] = []
+    thread = threading.Thread(target=lambda: followed.append(follow_signals()))
+    thread.start()
+    thread.join(5)
+    assert followed == [False]
+    signal.raise_signal(signal.SIGTERM)
+    assert worker.handled == [signal.SIGTERM]
+
+
+def test_a_process_that_the_app_has_forked(worker: SignalledWorker, service: Service) -> None:
+    """It has the sockets of the worker's streams, and ending it (multiprocessing) ends none."""
+    follow_signals()
+    child = os.fork()
+    if child == 0:
+        try:
+            with ThreadPoolExecutor() as pool:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGQUIT)
+                pool.submit(time.sleep, 0.2).result()  # as long as a thread may take
+            os._exit(10 * len(worker.handled) + len(service.told))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 20
+    signal.raise_signal(signal.SIGTERM)
+    eventually(lambda: service.told == [False], "the word")
+
+
+def test_no_thread_can_be_had(
+    worker: SignalledWorker, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is told all the same, and nothing is raised where it was interrupted."""
+
+    def refuse(target: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(native, "start_bare_thread", refuse)
+    follow_signals()
+    signal.raise_signal(signal.SIGTERM)
+    assert worker.handled == [signal.SIGTERM]
+    worker.alive = False
+    notice_end()  # the next request
+    assert service.told == [False]
+
+
+def test_an_apps_own_handler_is_kept(worker: SignalledWorker, service: Service) -> None:
+    """Whatever was there comes after ours; what is no function is left alone."""
+    got: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    assert follow_signals()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGQUIT)
+    assert got == [signal.SIGTERM]
+    eventually(lambda: service.told == [False], "the word")
+
+
+def test_a_worker_that_is_not_to_live_on(worker: SignalledWorker, service: Service) -> None:
+    """`max_requests` sends no signal; the next request sees it."""
+    notice_end()
+    assert service.told == []
+    worker.alive = False
+    notice_end()
+    assert service.told == [False]
+
+
+# Other servers
 
 
 def wait_for_the_end(what: Callable[[], object]) -> None:

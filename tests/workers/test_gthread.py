@@ -137,23 +137,6 @@ def test_a_connection_goes_on_or_lingers(worker: Worker, kept: bool) -> None:
         assert not list(worker._room)
 
 
-def test_an_event_for_what_has_ended(worker: Worker) -> None:
-    """Of two events that came together, the first may end whom the second is for."""
-    with connection(worker) as (conn, theirs):
-        worker._receive(conn, b"", time.monotonic() + 5)
-        (key,) = worker.poller.get_map().values()
-        theirs.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        key.data(key.fileobj)
-        key.data(key.fileobj)
-        assert worker.served == [conn]
-        worker._linger(conn)
-        (key,) = worker.poller.get_map().values()
-        theirs.close()
-        key.data(key.fileobj)
-        key.data(key.fileobj)
-        assert worker.nr_conns == 0
-
-
 def test_the_end_leaves_nobody(worker: Worker) -> None:
     """When the time to end is over, who still waits is dropped: half a request, and none."""
     with connection(worker) as (one, theirs), connection(worker) as (other, _):

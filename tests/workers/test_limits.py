@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from chatstream.settings.table import Settings
-from chatstream.workers import checks, draining, slots
+from chatstream.workers import draining
 from chatstream.workers.arrival import Arrival
-from chatstream.workers.checks import check_descriptors, check_gunicorn, supported
 from chatstream.workers.limits import LONG_BODY, LONG_HEAD, TIMED_OUT, Limits
 
 
@@ -165,26 +161,6 @@ def test_without_a_service_the_environment_counts(
     assert limits.request == Settings().request_timeout
 
 
-CONFIG = {"protocol": "http", "http_protocols": "h1", "proxy_protocol": "off"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "known"),
-    [
-        ({}, True),
-        ({"proxy_protocol": False}, True),
-        ({"proxy_protocol": "auto"}, False),
-        ({"proxy_protocol": True}, False),
-        ({"protocol": "uwsgi"}, False),
-        ({"http_protocols": "h2,h1"}, False),
-        ({"http_protocols": ["h2", "h1"]}, False),
-    ],
-)
-def test_the_protocols_that_are_known(changes: dict[str, Any], known: bool) -> None:
-    """All others are gunicorn's own to receive."""
-    assert supported(SimpleNamespace(**{**CONFIG, **changes})) == known
-
-
 @pytest.mark.parametrize("refusal", [TIMED_OUT, LONG_BODY, LONG_HEAD])
 def test_refusals_are_whole_answers(refusal: bytes) -> None:
     """Without a body, and the last of their connection."""
@@ -193,41 +169,3 @@ def test_refusals_are_whole_answers(refusal: bytes) -> None:
     assert lines[0].split()[1] in (b"408", b"413", b"431")
     assert {b"Connection: close", b"Content-Length: 0"} == set(lines[1:])
     assert body == b""
-
-
-@pytest.mark.parametrize(("there", "good"), [("27.0.1", True), ("100.0", True), ("26.2.0", False)])
-def test_an_older_gunicorn_is_refused(
-    monkeypatch: pytest.MonkeyPatch, there: str, good: bool
-) -> None:
-    """With a sentence, before a worker is made; its own workers serve with any."""
-    monkeypatch.setattr(checks, "version", lambda name: there)
-    if good:
-        check_gunicorn()
-        return
-    with pytest.raises(SystemExit, match=f"gunicorn 27 or newer, and this is {there}"):
-        check_gunicorn()
-
-
-@pytest.mark.parametrize("wanted", ["", "1", "100", "many", "-5", "1e9"])
-def test_enough_descriptors(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
-    """Nothing to say; also of what is no number, which the app refuses with a better sentence."""
-    monkeypatch.setattr(slots, "limit", lambda: 1024)
-    monkeypatch.setenv("CHATSTREAM_MAX_STREAMS", wanted)
-    check_descriptors()
-
-
-def test_too_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gunicorn does not start, with a sentence: later, it would be 503s and lost connections."""
-    monkeypatch.setattr(slots, "limit", lambda: 1024)
-    monkeypatch.setenv("CHATSTREAM_MAX_STREAMS", "10000")
-    with pytest.raises(SystemExit, match=r"needs 50256 descriptors.*may have 1024.*at most 153"):
-        check_descriptors()
-
-
-def test_descriptors_are_nothing_to_an_app_that_does_not_say(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Unset, the slots follow the limit."""
-    monkeypatch.setattr(slots, "limit", lambda: 64)
-    monkeypatch.delenv("CHATSTREAM_MAX_STREAMS", raising=False)
-    check_descriptors()

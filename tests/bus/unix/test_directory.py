@@ -1,4 +1,4 @@
-"""bus.directory: the private directory of a service. With real processes for the other workers."""
+"""directory: the private directory of a service. With real processes for the other workers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import errno
 import os
 import shutil
-import signal
 import socket
 import stat
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,9 +35,9 @@ from chatstream.bus.unix.directory import (
 from chatstream.bus.unix.record_locks import RecordLocks
 from chatstream.errors import ConfigError
 from tests.bus.peer import Peer
-from tests.conftest import eventually
+from tests.bus.unix.conftest import MakePeer
+from tests.conftest import descriptors, eventually
 
-MakePeer = Callable[[], Peer]
 Enter = Callable[..., Directory]
 
 
@@ -72,25 +72,16 @@ def enter(path: Path) -> Iterator[Enter]:
 
 
 @pytest.fixture
-def peer(path: Path) -> Iterator[MakePeer]:
+def peer(path: Path, make_peer: MakePeer) -> MakePeer:
     """Makes a process that knows the directory's path; `d = Directory(path)` enters."""
-    made: list[Peer] = []
-
-    def make() -> Peer:
-        made.append(
-            Peer(
-                "import os",
-                "from pathlib import Path",
-                "from chatstream.bus.unix.directory import Directory",
-                f"path = Path({str(path)!r})",
-                "touch = lambda d: os.close(os.open(d.socket_of(os.getpid()), os.O_CREAT))",
-            )
-        )
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.kill()
+    return partial(
+        make_peer,
+        "import os",
+        "from pathlib import Path",
+        "from chatstream.bus.unix.directory import Directory",
+        f"path = Path({str(path)!r})",
+        "touch = lambda d: os.close(os.open(d.socket_of(os.getpid()), os.O_CREAT))",
+    )
 
 
 def worker(peer: MakePeer) -> Peer:
@@ -99,10 +90,6 @@ def worker(peer: MakePeer) -> Peer:
     one.do("d = Directory(path)")
     one.do("touch(d)")
     return one
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def mode(path: Path) -> int:
@@ -176,17 +163,16 @@ def test_the_base_is_not_made(tmp_path: Path, enter: Enter, soon: None) -> None:
 
 
 def test_one_that_is_there_is_entered(path: Path, enter: Enter, peer: MakePeer) -> None:
-    """The second worker meets the first one: each sees that the other's pid is held."""
+    """The second worker meets the first one: each sees that the other's pid is held.
+
+    That is also its socket's name.
+    """
     other = worker(peer)
     us = enter()
     assert us.path == path
+    assert us.socket_of(other.pid) == str(path / str(other.pid))
     assert us.locks.holder(other.pid) == other.pid
     assert other.do(f"d.locks.holder({os.getpid()})") == os.getpid()
-
-
-def test_each_worker_has_an_address(path: Path, enter: Enter) -> None:
-    """A socket's name is its worker's pid."""
-    assert enter().socket_of(4711) == str(path / "4711")
 
 
 @pytest.mark.parametrize("open_mode", [0o701, 0o710, 0o750, 0o755, 0o777])
@@ -252,26 +238,43 @@ def test_a_killed_workers_pid_can_come_again(path: Path, enter: Enter, peer: Mak
 # Leaving
 
 
-def test_the_last_one_removes_it(path: Path, enter: Enter) -> None:
-    """With all that is in it; the user's directory stays."""
+def test_the_last_one_removes_it(path: Path, enter: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that is in it; the user's directory stays.
+
+    In one step: nobody can enter what is half removed, since by then it has lost its name.
+    """
+    seen: list[tuple[bool, bool]] = []
+
+    def rmtree(remains: Path, ignore_errors: bool = False) -> None:
+        seen.append((path.exists(), (remains / "locks").exists()))
+        real(remains, ignore_errors)
+
+    real = shutil.rmtree
+    monkeypatch.setattr(directory, "shutil", SimpleNamespace(rmtree=rmtree))
     us = enter()
     (path / str(os.getpid())).touch()
     (path / "early" / "owner").mkdir(parents=True)
     (path / "early" / "owner" / "link").symlink_to("1.0")
     us.leave()
+    assert seen == [(False, True)]
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("hangs", [False, True])
 def test_one_that_is_not_the_last_takes_its_own_away(
-    path: Path, enter: Enter, peer: MakePeer
+    path: Path, enter: Enter, peer: MakePeer, hangs: bool
 ) -> None:
-    """The others' sockets and the locks stay, and its pid is free."""
+    """The others' sockets and the locks stay, and its pid is free. One that hangs is still in."""
     other = worker(peer)
     us = enter()
     (path / str(os.getpid())).touch()
+    if hangs:
+        other.stop()
     us.leave()
     assert sockets(path) == {other.pid}
     assert (path / "locks").exists()
+    other.go_on()
+    assert other.do("d.locks.is_the_file()") is True
     assert other.do(f"d.locks.holder({os.getpid()})") == 0
     other.do("d.leave()")
     assert not path.exists()
@@ -311,43 +314,18 @@ def test_who_leaves_last_removes_no_new_one(
     assert third.do("d.is_there()") is True
 
 
-def test_a_worker_that_hangs_is_in_it(path: Path, enter: Enter, peer: MakePeer) -> None:
-    """Stopped is not gone: nothing is removed under its feet."""
-    other = worker(peer)
-    us = enter()
-    other.stop()
-    us.leave()
-    assert (path / str(other.pid)).exists()
-    other.go_on()
-    assert other.do("d.locks.is_the_file()") is True
-
-
-def test_after_the_last_one_it_is_made_again(path: Path, enter: Enter) -> None:
-    """A service that ends and begins again has the same place."""
-    for _ in range(3):
-        us = enter()
-        assert us.path == path
-        assert us.locks.is_the_file()
-        us.leave()
-
-
 def test_it_is_there_while_others_enter_it(path: Path, enter: Enter, peer: MakePeer) -> None:
-    """Removed underneath it is not, nor when another worker has made a new one."""
+    """Removed underneath it is not, nor when another worker has made a new one.
+
+    Who leaves then takes nothing of the new one away.
+    """
     us = enter()
     assert us.is_there()
     shutil.rmtree(path)
     assert not us.is_there()
     other = worker(peer)
-    assert not us.is_there()
-    assert other.do("d.is_there()") is True
-
-
-def test_who_is_not_in_it_takes_nothing_away(path: Path, enter: Enter, peer: MakePeer) -> None:
-    """Whose directory was removed underneath leaves; the one that is there now is another's."""
-    us = enter()
-    shutil.rmtree(path)
-    other = worker(peer)
     (path / str(os.getpid())).touch()
+    assert not us.is_there()
     us.leave()
     assert sockets(path) == {other.pid, os.getpid()}
     assert other.do("d.is_there()") is True
@@ -364,22 +342,6 @@ def test_who_was_removed_enters_again(path: Path, enter: Enter, peer: MakePeer) 
     other = worker(peer)
     assert other.do(f"d.locks.holder({os.getpid()})") == os.getpid()
     assert other.do("d.names[3].take(5)") == os.getpid()
-
-
-def test_it_goes_in_one_step(path: Path, enter: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can enter what is half removed: it has no longer its name when that begins."""
-    seen: list[tuple[bool, bool]] = []
-
-    def rmtree(remains: Path, ignore_errors: bool = False) -> None:
-        seen.append((path.exists(), (remains / "locks").exists()))
-        real(remains, ignore_errors)
-
-    real = shutil.rmtree
-    us = enter()
-    monkeypatch.setattr(directory, "shutil", SimpleNamespace(rmtree=rmtree))
-    us.leave()
-    assert seen == [(False, True)]
-    assert list(path.parent.iterdir()) == []
 
 
 # Entering while the last one removes it
@@ -482,60 +444,36 @@ def test_workers_of_another_pid_namespace_are_refused(path: Path, enter: Enter) 
 
 
 def test_a_sweep_removes_what_killed_workers_left(path: Path, enter: Enter, peer: MakePeer) -> None:
-    """A killed worker's socket goes; those of one that lives and one that hangs stay."""
+    """A killed worker's socket goes; those of one that lives and one that hangs stay.
+
+    Its pid is not held: a new worker may get it, and must not have to wait for who swept.
+    """
     live, hung, killed = worker(peer), worker(peer), worker(peer)
     hung.stop()
     killed.kill()
     us = enter()
     us.sweep()
     assert sockets(path) == {live.pid, hung.pid}
-    assert us.locks.holder(killed.pid) == 0
-
-
-def test_a_sweep_holds_no_pid(path: Path, enter: Enter, peer: MakePeer) -> None:
-    """A new worker may get a killed one's pid, and must not have to wait for who swept it."""
-    killed, live = worker(peer), worker(peer)
-    killed.kill()
-    enter().sweep()
-    assert live.do(f"d.locks.holder({killed.pid})") == 0
-
-
-def test_a_sweep_removes_dead_services(path: Path, enter: Enter, peer: MakePeer) -> None:
-    """A service whose every worker was killed leaves a directory that no other would enter."""
-    dead = peer()
-    dead.do("d = Directory(path.with_name('8-a1'))")
-    dead.do("touch(d)")
-    dead.kill()
-    us = enter()
-    us.sweep()
-    assert list(path.parent.iterdir()) == [path]
-    assert us.locks.is_the_file()
+    assert us.locks.holder(killed.pid) == live.do(f"d.locks.holder({killed.pid})") == 0
 
 
 @pytest.mark.parametrize("state", ["live", "hung"])
 def test_a_sweep_leaves_other_services(
     path: Path, enter: Enter, peer: MakePeer, state: str
 ) -> None:
-    """One worker of a service, live or stopped, keeps its directory."""
+    """One worker of a service, live or stopped, keeps its directory; what is none stays, too."""
     other = peer()
     other.do("d = Directory(path.with_name('8-a1'))")
     other.do("touch(d)")
     if state == "hung":
         other.stop()
     us = enter()
+    (path.parent / "notes").touch()
     us.sweep()
-    assert {entry.name for entry in path.parent.iterdir()} == {"7-a1", "8-a1"}
+    assert {entry.name for entry in path.parent.iterdir()} == {"7-a1", "8-a1", "notes"}
     assert (path.parent / "8-a1" / str(other.pid)).exists()
     other.go_on()
     assert other.do("d.locks.is_the_file()") is True
-
-
-def test_a_sweep_leaves_what_is_no_service(path: Path, enter: Enter) -> None:
-    """A file that lies beside the services is not ours to remove."""
-    us = enter()
-    (path.parent / "notes").touch()
-    us.sweep()
-    assert (path.parent / "notes").exists()
 
 
 # Two apps in one process
@@ -562,15 +500,20 @@ def test_two_apps_leave_one_by_one(path: Path, enter: Enter) -> None:
 
 
 def test_another_service_sweeps_all_apps(path: Path, enter: Enter, peer: MakePeer) -> None:
-    """What its killed workers left, for each app; a name that only begins alike is another's."""
+    """What its killed workers left, whom no other would enter; for each app.
+
+    A name that only begins alike is another's.
+    """
     dead = peer()
     names = ["8-a1", "8-b1", "77-a1", "removed-1-8-a1"]
     dead.do(f"all_ = [Directory(path.with_name(name)) for name in {names!r}]")
+    dead.do("touch(all_[0])")
     dead.kill()
     us = enter()
     before = descriptors()
     us.sweep()
     assert list(path.parent.iterdir()) == [path]
+    assert us.locks.is_the_file()
     assert descriptors() == before
 
 
@@ -650,31 +593,18 @@ def test_the_default_base_can_be_used() -> None:
 # Which service
 
 
-SIGNALS = [signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1]
-"""Some of those that gunicorn's workers handle."""
-
-
-class Worker:
-    """As gunicorn's: its signal handlers are methods, and it has the listening sockets."""
-
-    def __init__(self, sockets: Any) -> None:
-        self.sockets = sockets
-
-    def handle(self, signum: int, frame: object) -> None:
-        raise AssertionError("no signal was sent")
+Sockets = Callable[[Any], None]
 
 
 @pytest.fixture
-def handled_by() -> Iterator[Callable[..., None]]:
-    """Makes a worker's method the handler of a signal."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+def worker_of(monkeypatch: pytest.MonkeyPatch) -> Sockets:
+    """Makes this process gunicorn's worker that has these listening sockets."""
 
-    def handled_by(worker: Worker, number: int = signal.SIGTERM) -> None:
-        signal.signal(number, worker.handle)
+    def worker_of(sockets: Any) -> None:
+        worker = SimpleNamespace(sockets=sockets)
+        monkeypatch.setattr(directory, "gunicorn_worker", lambda: worker)
 
-    yield handled_by
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return worker_of
 
 
 def test_without_gunicorn_there_is_no_service() -> None:
@@ -682,103 +612,61 @@ def test_without_gunicorn_there_is_no_service() -> None:
     assert gunicorn_service() is None
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_service_is_named_by_its_socket(handled_by: Callable[..., None], number: int) -> None:
+def test_a_service_is_named_by_its_socket(worker_of: Sockets) -> None:
     """The listening socket's inode: the same in each worker, and in those after a reload."""
     with socket.create_server(("127.0.0.1", 0)) as listener, listener.dup() as in_another_worker:
-        handled_by(Worker([listener]), number)
+        worker_of([listener])
         name = gunicorn_service()
         assert name == str(os.fstat(listener.fileno()).st_ino)
-        handled_by(Worker([in_another_worker]), number)
+        worker_of([in_another_worker])
         assert gunicorn_service() == name
         with socket.create_server(("127.0.0.1", 0)) as another_service:
-            handled_by(Worker([another_service, listener]), number)
+            worker_of([another_service, listener])
             assert gunicorn_service() not in (name, None)
 
 
-@pytest.mark.parametrize("taken", SIGNALS)
-def test_an_app_may_have_handlers_of_its_own(
-    handled_by: Callable[..., None], taken: signal.Signals
-) -> None:
-    """Whichever of the signals it has taken over, the others tell the worker."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        for number in SIGNALS:
-            handled_by(Worker([listener]), number)
-        name = gunicorn_service()
-        handled_by(Worker(None), taken)
-        assert gunicorn_service() == name is not None
-
-
-@pytest.mark.parametrize("sockets", [None, (), [None], "nothing"])
-def test_what_is_no_worker_is_no_service(handled_by: Callable[..., None], sockets: Any) -> None:
-    """An app's own signal handler, whatever it is a method of."""
-    handled_by(Worker(sockets))
-    assert gunicorn_service() is None
-
-
-def test_a_worker_that_leaves_has_no_service(handled_by: Callable[..., None]) -> None:
-    """Its listening sockets are closed already."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.close()
-    handled_by(Worker([listener]))
-    assert gunicorn_service() is None
+def test_what_has_no_socket_is_no_service(worker_of: Sockets) -> None:
+    """What an app's own signal handler is a method of; a worker that leaves, and has closed it."""
+    closed = socket.socket()
+    closed.close()
+    for sockets in ((), [None], "nothing", [closed]):
+        worker_of(sockets)
+        assert gunicorn_service() is None
 
 
 # Who is there
 
 
-def test_the_others_that_have_entered(path: Path, enter: Enter) -> None:
+def test_the_others_that_have_entered(path: Path, enter: Enter, peer: MakePeer) -> None:
     """Not this process, and none that was killed, though its socket is there yet."""
-    one = enter()
-    peer = Peer(
-        "from pathlib import Path",
-        "from chatstream.bus.unix.directory import Directory",
-        f"one = Directory(Path({str(path)!r}))",
-    )
-    try:
-        for pid in (os.getpid(), peer.pid):
-            (path / str(pid)).touch()
-        assert one.workers() == [peer.pid]
-    finally:
-        peer.kill()
-    assert one.workers() == []
+    us, other = enter(), worker(peer)
+    (path / str(os.getpid())).touch()
+    assert us.workers() == [other.pid]
+    other.kill()
+    assert us.workers() == []
 
 
-def test_what_is_being_removed_is_no_service(path: Path, tmp_path: Path) -> None:
+def test_what_is_being_removed_is_no_service(path: Path, tmp_path: Path, peer: MakePeer) -> None:
     """Though whoever removes it may hold its numbers."""
-    peer = Peer(
-        "from pathlib import Path",
-        "from chatstream.bus.unix.directory import Directory",
-        f"one = Directory(Path({str(path)!r}))",
-        f"two = Directory(Path({str(path.with_name('removed-a1'))!r}))",
-    )
-    try:
-        assert living(tmp_path, "a1") == living(tmp_path, "") == [path]
-    finally:
-        peer.kill()
+    other = worker(peer)
+    other.do("removed = Directory(path.with_name('removed-a1'))")
+    assert living(tmp_path, "a1") == living(tmp_path, "") == [path]
 
 
 # Who only looks
 
 
-def test_a_look_changes_nothing(path: Path, enter: Enter) -> None:
+def test_a_look_changes_nothing(path: Path, peer: MakePeer) -> None:
     """No number is taken, no file made; what it leaves is as it was."""
-    peer = Peer(
-        "from pathlib import Path",
-        "from chatstream.bus.unix.directory import Directory",
-        f"one = Directory(Path({str(path)!r}))",
-    )
-    try:
-        before = sorted(path.rglob("*"))
-        look = VisitedDirectory(path)
-        assert look.locks.holder(peer.pid) == peer.pid
-        assert len(look.names) == NAMES
-        assert look.is_there()
-        look.leave()
-        assert sorted(path.rglob("*")) == before
-        assert peer.do("one.is_there()") is True
-    finally:
-        peer.kill()
+    other = worker(peer)
+    before = sorted(path.rglob("*"))
+    look = VisitedDirectory(path)
+    assert look.locks.holder(other.pid) == other.pid
+    assert len(look.names) == NAMES
+    assert look.is_there()
+    look.leave()
+    assert sorted(path.rglob("*")) == before
+    assert other.do("d.is_there()") is True
 
 
 def test_a_look_where_nobody_was(path: Path) -> None:
@@ -788,18 +676,11 @@ def test_a_look_where_nobody_was(path: Path) -> None:
     assert not path.parent.exists()
 
 
-def test_a_look_does_not_keep_a_service_from_its_end(path: Path) -> None:
+def test_a_look_does_not_keep_a_service_from_its_end(path: Path, peer: MakePeer) -> None:
     """The last worker takes the directory away; who looked in sees that it is gone."""
-    peer = Peer(
-        "from pathlib import Path",
-        "from chatstream.bus.unix.directory import Directory",
-        f"one = Directory(Path({str(path)!r}))",
-    )
+    other = worker(peer)
     look = VisitedDirectory(path)
-    try:
-        peer.do("one.leave()")
-    finally:
-        peer.kill()
+    other.do("d.leave()")
     assert not path.exists()
     assert not look.is_there()
     look.leave()

@@ -1,4 +1,4 @@
-"""bus.early: early cancels as files. Two objects on one folder are two processes here."""
+"""early_cancels: as files. Two objects on one folder are two processes here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from chatstream.bus.base import REMEMBER, REMEMBER_PER_OWNER
 from chatstream.bus.messages import Name
 from chatstream.bus.unix.early_cancels import EarlyCancels
-from tests.bus.peer import Peer
+from tests.bus.unix.conftest import MakePeer
 
 NAME = Name("me", "s", "t")
 
@@ -55,12 +56,6 @@ def test_nothing_is_remembered_at_first(early: EarlyCancels, folder: Path) -> No
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_the_second_process_finds_the_folder(early: EarlyCancels, folder: Path) -> None:
-    """It is made once, and what is in it stays."""
-    early.add(NAME)
-    assert EarlyCancels(folder).pop(NAME) is True
-
-
 def test_the_folder_has_its_place(folder: Path) -> None:
     """The service's directory is there before: here is no place to make it."""
     with pytest.raises(FileNotFoundError):
@@ -85,20 +80,20 @@ def test_a_cancel_is_remembered_once(early: EarlyCancels) -> None:
     assert early.pop(NAME) is False
 
 
-def test_another_process_knows_it(folder: Path) -> None:
-    """What one process adds another one pops, by a clock that is the host's."""
+def test_another_process_knows_it(folder: Path, make_peer: MakePeer) -> None:
+    """What one process adds another one pops, by a clock that is the host's.
+
+    The folder is made once, and what is in it stays.
+    """
     EarlyCancels(folder).add(NAME)
-    peer = Peer(
+    peer = make_peer(
         "from pathlib import Path",
         "from chatstream.bus.messages import Name",
         "from chatstream.bus.unix.early_cancels import EarlyCancels",
         f"early = EarlyCancels(Path({str(folder)!r}))",
     )
-    try:
-        assert peer.do(f"early.pop(Name{tuple(NAME)!r})") is True
-        peer.do("early.add(Name('you', 's', 't'))")
-    finally:
-        peer.kill()
+    assert peer.do(f"early.pop(Name{tuple(NAME)!r})") is True
+    peer.do("early.add(Name('you', 's', 't'))")
     assert EarlyCancels(folder).pop(NAME) is False
     assert EarlyCancels(folder).pop(Name("you", "s", "t")) is True
 
@@ -292,19 +287,16 @@ def test_what_is_removed_underneath_is_an_error(early: EarlyCancels, folder: Pat
 
 
 def in_threads(*targets: Callable[[], object]) -> None:
-    """Runs all, from one instant on."""
+    """Runs all, from one instant on. Raises what one has raised."""
     barrier = threading.Barrier(len(targets))
 
     def run(target: Callable[[], object]) -> None:
         barrier.wait(5)
         target()
 
-    threads = [threading.Thread(target=run, args=(target,)) for target in targets]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
+    with ThreadPoolExecutor(len(targets)) as pool:
+        for future in [pool.submit(run, target) for target in targets]:
+            future.result(20)
 
 
 def test_of_many_that_pop_one_has_it(folder: Path) -> None:
@@ -319,46 +311,33 @@ def test_of_many_that_pop_one_has_it(folder: Path) -> None:
 def test_of_many_that_add_all_are_remembered(folder: Path) -> None:
     """Several workers remember cancels of one owner at once, the same ones and others."""
     names = [Name("me", "s", f"t-{n}") for n in range(REMEMBER_PER_OWNER)]
-    errors: list[BaseException] = []
 
     def add() -> None:
-        try:
-            for name in names:
-                EarlyCancels(folder).add(name)
-        except BaseException as error:
-            errors.append(error)
+        for name in names:
+            EarlyCancels(folder).add(name)
 
     in_threads(add, add, add)
-    assert errors == []
     assert all(EarlyCancels(folder).pop(name) for name in names)
 
 
 def test_a_sweep_takes_nothing_that_is_being_added(folder: Path) -> None:
     """Workers that start sweep, and take a folder away that another is about to use."""
     here, there = EarlyCancels(folder), EarlyCancels(folder)
-    errors: list[BaseException] = []
-    lost: list[int] = []
+    lost: list[Name] = []
     done = threading.Event()
 
     def add() -> None:
         try:
-            for n in range(300):
-                name = Name(f"owner-{n}", "s", "t")
+            for name in (Name(f"owner-{n}", "s", "t") for n in range(300)):
                 here.add(name)
                 if not here.pop(name):
-                    lost.append(n)
-        except BaseException as error:
-            errors.append(error)
+                    lost.append(name)
         finally:
             done.set()
 
     def sweep() -> None:
-        try:
-            while not done.wait(0.005):
-                there.sweep()
-        except BaseException as error:
-            errors.append(error)
+        while not done.wait(0.005):
+            there.sweep()
 
     in_threads(add, sweep)
-    assert errors == []
     assert lost == []

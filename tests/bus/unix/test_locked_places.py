@@ -1,9 +1,10 @@
-"""bus.locked_places: the places of all workers, as bytes. With real second processes."""
+"""locked_places: the places of all workers, as bytes. With real second processes."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,18 @@ import pytest
 from chatstream.bus.messages import Claim, Name
 from chatstream.bus.unix.locked_places import LockedPlaces, base_of, holders, part_of
 from chatstream.bus.unix.record_locks import RecordLocks
-from tests.bus.peer import Peer
+from tests.bus.unix.conftest import MakePeer
 
 OWNER = "me"
 
-MakePeer = Callable[[], "Worker"]
+MakeWorker = Callable[[], "Worker"]
 
 
 class Worker:
     """Another process with places in the same file. All its sessions are live, but for `ended`."""
 
-    def __init__(self, path: Path) -> None:
-        self.peer = Peer(
+    def __init__(self, path: Path, make_peer: MakePeer) -> None:
+        self.peer = make_peer(
             "from pathlib import Path",
             "from chatstream.bus.messages import Claim, Name",
             "from chatstream.bus.unix.locked_places import LockedPlaces",
@@ -74,23 +75,15 @@ def places(locks: RecordLocks, ended: set[str]) -> LockedPlaces:
 
 
 @pytest.fixture
-def worker(path: Path) -> Iterator[MakePeer]:
-    made: list[Worker] = []
-
-    def make() -> Worker:
-        made.append(Worker(path))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.peer.kill()
+def worker(path: Path, make_peer: MakePeer) -> MakeWorker:
+    return partial(Worker, path, make_peer)
 
 
 def claim(session: str, number: int = 1, owner: str = OWNER) -> Claim:
     return Claim(Name(owner, session, f"{session}-{number}"), number)
 
 
-def test_places_are_shared(places: LockedPlaces, worker: MakePeer) -> None:
+def test_places_are_shared(places: LockedPlaces, worker: MakeWorker) -> None:
     """So many in all processes; another owner has its own."""
     other = worker()
     assert places.take_everywhere(claim("a"), 3)
@@ -101,7 +94,7 @@ def test_places_are_shared(places: LockedPlaces, worker: MakePeer) -> None:
     assert places.take_everywhere(claim("a", owner="you"), 3)
 
 
-def test_a_place_in_the_middle_is_found(places: LockedPlaces, worker: MakePeer) -> None:
+def test_a_place_in_the_middle_is_found(places: LockedPlaces, worker: MakeWorker) -> None:
     """Whoever has the ones around it."""
     other = worker()
     for number in range(20):
@@ -116,7 +109,7 @@ def test_a_place_in_the_middle_is_found(places: LockedPlaces, worker: MakePeer) 
     assert not other.take("b", 20)
 
 
-def test_a_killed_workers_are_free(places: LockedPlaces, worker: MakePeer) -> None:
+def test_a_killed_workers_are_free(places: LockedPlaces, worker: MakeWorker) -> None:
     other = worker()
     assert other.take("a", 1)
     assert not places.take_everywhere(claim("b"), 1)
@@ -124,7 +117,7 @@ def test_a_killed_workers_are_free(places: LockedPlaces, worker: MakePeer) -> No
     assert places.take_everywhere(claim("b"), 1)
 
 
-def test_a_session_has_one(places: LockedPlaces, worker: MakePeer, ended: set[str]) -> None:
+def test_a_session_has_one(places: LockedPlaces, worker: MakeWorker, ended: set[str]) -> None:
     """For all its streams here; it is free when the last has left."""
     other = worker()
     assert places.take_everywhere(claim("a", 1), 1)
@@ -136,7 +129,7 @@ def test_a_session_has_one(places: LockedPlaces, worker: MakePeer, ended: set[st
     assert other.take("b", 1)
 
 
-def test_who_has_ended_gives_way(places: LockedPlaces, worker: MakePeer, ended: set[str]) -> None:
+def test_who_has_ended_gives_way(places: LockedPlaces, worker: MakeWorker, ended: set[str]) -> None:
     """When it is asked to."""
     other = worker()
     places.take_everywhere(claim("a"), 1)
@@ -152,7 +145,7 @@ def test_who_has_ended_gives_way(places: LockedPlaces, worker: MakePeer, ended: 
 
 
 def test_nobody_takes_what_a_spare_place_is_waiting_for(
-    places: LockedPlaces, worker: MakePeer
+    places: LockedPlaces, worker: MakeWorker
 ) -> None:
     """The stream that has it moves to the place that is freed."""
     holder, third = worker(), worker()
@@ -168,7 +161,7 @@ def test_nobody_takes_what_a_spare_place_is_waiting_for(
 
 
 def test_a_spare_place_counts_while_it_is_kept(
-    places: LockedPlaces, worker: MakePeer, ended: set[str]
+    places: LockedPlaces, worker: MakeWorker, ended: set[str]
 ) -> None:
     """As one of so many, whatever else is free."""
     hung, third = worker(), worker()
@@ -190,7 +183,7 @@ def test_a_spare_place_counts_while_it_is_kept(
 
 
 def test_a_spare_place_is_nobodys_before_it_is_settled(
-    places: LockedPlaces, worker: MakePeer
+    places: LockedPlaces, worker: MakeWorker
 ) -> None:
     """Not the next stream's of the session either: it may be that it supersedes nothing."""
     holder = worker()
@@ -201,7 +194,9 @@ def test_a_spare_place_is_nobodys_before_it_is_settled(
     assert not places.settle(claim("z"))
 
 
-def test_a_session_with_a_place_needs_no_spare_one(places: LockedPlaces, worker: MakePeer) -> None:
+def test_a_session_with_a_place_needs_no_spare_one(
+    places: LockedPlaces, worker: MakeWorker
+) -> None:
     places.take_everywhere(claim("a", 1), 1)
     places.take_spare(claim("a", 2))
     assert places.take_everywhere(claim("a", 2), 1)
@@ -228,7 +223,7 @@ def test_without_locks_ones_own_are_counted(places: LockedPlaces, locks: RecordL
 
 
 def test_what_lives_is_counted_in_the_next_directory(
-    places: LockedPlaces, worker: MakePeer
+    places: LockedPlaces, worker: MakeWorker
 ) -> None:
     """Also what had been taken without one, and what is one too many there."""
     other = worker()
@@ -245,19 +240,6 @@ def test_what_lives_is_counted_in_the_next_directory(
     assert other.take("d", 2)
 
 
-def test_what_began_without_a_directory_is_counted_in_the_first(
-    places: LockedPlaces, worker: MakePeer
-) -> None:
-    """As soon as there is one."""
-    locks_of, places.locks_of = places.locks_of, None
-    assert locks_of is not None
-    assert places.take(claim("a"), 1)
-    places.move(locks_of)
-    other = worker()
-    assert not other.take("b", 1)
-    assert other.take("b", 2)
-
-
 # Where they are
 
 
@@ -270,7 +252,7 @@ def test_owners_have_bytes_of_their_own() -> None:
     assert base_of("\ud83d") != base_of("")
 
 
-def test_who_has_places(places: LockedPlaces, locks: RecordLocks, worker: MakePeer) -> None:
+def test_who_has_places(places: LockedPlaces, locks: RecordLocks, worker: MakeWorker) -> None:
     """The other processes, of spare ones too."""
     one, other = worker(), worker()
     places.take_everywhere(claim("a"), 5)

@@ -1,20 +1,19 @@
-"""bus.record_locks: numbers that belong to processes. With real second processes."""
+"""record_locks: numbers that belong to processes. With real second processes."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from chatstream.bus.unix.record_locks import RecordLocks
-from tests.bus.peer import Peer
+from tests.bus.unix.conftest import MakePeer
 
 LARGEST = 2**63 - 1
-
-MakePeer = Callable[[], Peer]
 
 
 @pytest.fixture
@@ -31,23 +30,15 @@ def locks(path: Path) -> Iterator[RecordLocks]:
 
 
 @pytest.fixture
-def peer(path: Path) -> Iterator[MakePeer]:
+def peer(path: Path, make_peer: MakePeer) -> MakePeer:
     """Makes another process that has the file open, as `locks`."""
-    made: list[Peer] = []
-
-    def make() -> Peer:
-        made.append(
-            Peer(
-                "from pathlib import Path",
-                "from chatstream.bus.unix.record_locks import RecordLocks",
-                f"locks = RecordLocks(Path({str(path)!r}))",
-            )
-        )
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.kill()
+    return partial(
+        make_peer,
+        "import os",
+        "from pathlib import Path",
+        "from chatstream.bus.unix.record_locks import RecordLocks",
+        f"locks = RecordLocks(Path({str(path)!r}))",
+    )
 
 
 # Taken and given back
@@ -62,18 +53,12 @@ def test_a_free_number_is_taken(locks: RecordLocks, peer: MakePeer) -> None:
 
 
 def test_a_held_number_is_refused_with_its_holder(locks: RecordLocks, peer: MakePeer) -> None:
-    """At once, by the pid of who has it; nothing changes hands."""
+    """At once, by the pid of who has it; nothing changes hands, and neighbours do not meet."""
     other, third = peer(), peer()
     assert other.do("locks.take(5)") == 0
     assert locks.take(5) == other.pid
     assert third.do("locks.take(5)") == other.pid
-    assert third.do("locks.holder(5)") == other.pid == locks.holder(5)
-
-
-def test_another_number_is_another(locks: RecordLocks, peer: MakePeer) -> None:
-    """Neighbours do not meet."""
-    other = peer()
-    other.do("locks.take(5)")
+    assert third.do("locks.holder(5)") == other.pid
     assert (locks.take(4), locks.take(6)) == (0, 0)
     assert (locks.holder(4), locks.holder(5), locks.holder(6)) == (0, other.pid, 0)
 
@@ -85,21 +70,15 @@ def test_a_number_of_ones_own_looks_free(locks: RecordLocks) -> None:
 
 
 def test_a_dropped_number_is_free(locks: RecordLocks, peer: MakePeer) -> None:
-    """Once is enough however often it was taken; its neighbours stay."""
+    """Once is enough however often it was taken; its neighbours stay, and what is another's."""
     other = peer()
     for number in (4, 5, 5, 6):
         locks.take(number)
     locks.drop(5)
     assert other.do("locks.take(5)") == 0
     assert other.do("[locks.take(4), locks.take(6)]") == [os.getpid(), os.getpid()]
-
-
-def test_only_ones_own_are_dropped(locks: RecordLocks, peer: MakePeer) -> None:
-    """To drop what is another's, or nobody's, is nothing."""
-    other = peer()
-    other.do("locks.take(5)")
     locks.drop(5)
-    locks.drop(6)
+    locks.drop(7)
     assert locks.take(5) == other.pid
 
 
@@ -129,19 +108,12 @@ def test_several_are_taken_together(locks: RecordLocks, peer: MakePeer) -> None:
 
 
 def test_several_are_taken_all_or_none(locks: RecordLocks, peer: MakePeer) -> None:
-    """One that is another's refuses all, and leaves those before it free."""
+    """One that is another's refuses all, and leaves those before it free; `holder` names it."""
     other, third = peer(), peer()
     other.do("locks.take(12)")
     assert locks.take(10, 5) == other.pid
+    assert (locks.holder(10, 5), locks.holder(13, 5)) == (other.pid, 0)
     assert third.do("[locks.take(10), locks.take(11), locks.take(14)]") == [0, 0, 0]
-
-
-def test_who_has_one_of_several(locks: RecordLocks, peer: MakePeer) -> None:
-    """`holder` of a range names a process that has a part of it."""
-    other = peer()
-    other.do("locks.take(12)")
-    assert locks.holder(10, 5) == other.pid
-    assert locks.holder(13, 5) == 0
 
 
 def test_all_at_once(locks: RecordLocks, peer: MakePeer) -> None:
@@ -188,23 +160,16 @@ def test_close_drops_all(locks: RecordLocks, peer: MakePeer) -> None:
     assert other.do("locks.take(0, 200)") == 0
 
 
-def test_a_child_holds_nothing(path: Path) -> None:
+def test_a_child_holds_nothing(locks: RecordLocks, peer: MakePeer) -> None:
     """A fork takes no lock along, and a child that closes the file takes none from its parent."""
-    peer = Peer("import os", "from pathlib import Path")
-    try:
-        peer.do("from chatstream.bus.unix.record_locks import RecordLocks")
-        peer.do(f"locks = RecordLocks(Path({str(path)!r}))")
-        peer.do("locks.take(5)")
-        peer.do(
-            "child = lambda: os._exit(7 if locks.holder(5) != os.getppid() else locks.close() or 0)"
-        )
-        peer.do("run = lambda: os.waitstatus_to_exitcode(os.waitpid(os.fork() or child(), 0)[1])")
-        assert peer.do("run()") == 0
-        locks = RecordLocks(path)
-        assert locks.take(5) == peer.pid
-        locks.close()
-    finally:
-        peer.kill()
+    other = peer()
+    other.do("locks.take(5)")
+    other.do(
+        "child = lambda: os._exit(7 if locks.holder(5) != os.getppid() else locks.close() or 0)"
+    )
+    other.do("run = lambda: os.waitstatus_to_exitcode(os.waitpid(os.fork() or child(), 0)[1])")
+    assert other.do("run()") == 0
+    assert locks.take(5) == other.pid
 
 
 # The file
@@ -241,16 +206,11 @@ def test_a_link_is_not_followed(path: Path) -> None:
         RecordLocks(path)
 
 
-def test_a_missing_directory_is_an_error(path: Path) -> None:
-    """FileNotFoundError, which tells who enters that it has just been removed."""
+@pytest.mark.parametrize(("name", "make"), [("none/locks", True), ("locks", False)])
+def test_what_is_missing_is_an_error(tmp_path: Path, name: str, make: bool) -> None:
+    """The directory, which says that it has just been removed; a file, for who only looks."""
     with pytest.raises(FileNotFoundError):
-        RecordLocks(path.parent / "none" / "locks")
-
-
-def test_a_file_that_is_missing_may_stay_so(tmp_path: Path) -> None:
-    """For who only looks."""
-    with pytest.raises(FileNotFoundError):
-        RecordLocks(tmp_path / "locks", make=False)
+        RecordLocks(tmp_path / name, make=make)
     assert list(tmp_path.iterdir()) == []
 
 
