@@ -20,9 +20,9 @@ Every instant (``*_ns``) is `time.monotonic_ns`, so on one host it compares with
 processes. A FIN counts as gone, as it does for most providers. (A client that closes a socket with
 unread bytes sends a RST.) Linux only: epoll, eventfd. It needs no other part of the package.
 
-`command` starts it. `server` waits, a `connection` speaks HTTP in the words of `wire`, an
-`exchange` is one question and its figures, kept in the `ledger`; a `plan` says how to answer, a
-`script` when.
+`command` starts it. `server` waits, a `connection` speaks HTTP in the words of `wire`, and `routes`
+say what can be asked. An `exchange` is one question and its figures, kept in the `ledger`; a `plan`
+says how to answer, a `script` when, and `openai_chat` in which words.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from enum import Enum
 from typing import Any, Protocol
 
 from chatstream.simulator.exchange import Exchange, Mark
+from chatstream.simulator.openai_chat import STAMP
 from chatstream.simulator.plan import SECOND
-from chatstream.simulator.script import NEVER, STAMP, Step
+from chatstream.simulator.script import NEVER, Step
 from chatstream.simulator.wire import BadRequest, Request, dump, make_head, take_head
 
 _WRITE_LIMIT = 65_536  # bytes for one write, so (plus one event) the most that is ever buffered

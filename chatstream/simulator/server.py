@@ -1,13 +1,11 @@
-"""The server: one thread, one epoll and one heap of timers; and the routes."""
+"""The server: one thread, one epoll and one heap of timers."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import itertools
-import math
 import os
-import re
 import select
 import socket
 import ssl
@@ -17,16 +15,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from chatstream.simulator.connection import Connection, Phase
-from chatstream.simulator.exchange import Exchange, Wait
 from chatstream.simulator.ledger import Ledger
-from chatstream.simulator.plan import SECOND, Plan, bad_key, ns, parse_chat
-from chatstream.simulator.script import Script
-from chatstream.simulator.wire import BadRequest, Request
-
-_WHOLE_LIMIT = 64 << 20  # bytes of an answer that is not streamed, as it is built in one piece
+from chatstream.simulator.plan import SECOND, Plan, ns
+from chatstream.simulator.routes import Routes
+from chatstream.simulator.wire import Request
 
 _ACCEPT_PAUSE_NS = SECOND // 20  # when the process is out of descriptors
 
@@ -40,11 +34,7 @@ _BACKLOG = 4096
 
 _LONGEST_POLL_S = 3600.0  # epoll_wait takes no more than an int of milliseconds
 
-_WAIT_S = 30.0  # default timeout of ?wait=
-
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-
-_WAITS = ("started", "headers", "delivered", "closed")
 
 
 class Simulator:
@@ -94,12 +84,12 @@ class Simulator:
         self.poller.register(self._listener, select.EPOLLIN)
         self.poller.register(self._wake_fd, select.EPOLLIN)
         self.ledger = Ledger(say)
+        self._routes = Routes(self.ledger, lambda: self._defaults, self.call_at, self._totals)
         self._connections: dict[int, Connection] = {}  # by descriptor
         self._ready: dict[int, None] = {}  # descriptors to serve, in the order epoll named them
         self._timers: list[tuple[int, int, Connection | None, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self._accepted = 0
-        self._figure_connections = 0
         self._handshakes_aborted = 0
         self._last_closed_ns: int | None = None
         self._internal_errors = 0
@@ -287,111 +277,18 @@ class Simulator:
         if not connection.figures_only:
             self._last_closed_ns = now_ns
 
-    # ---- the routes
-
     def serve(self, connection: Connection, request: Request) -> None:
         """Answers one request, now or later."""
-        try:
-            target = urlsplit(request.target)
-            if request.method == "POST" and target.path.endswith("/chat/completions"):
-                self._chat(connection, request, target.path)
-            else:
-                self._figures(connection, request.method, target.path, target.query)
-        except BadRequest as bad:
-            connection.respond(bad.status, bad.to_json())
-        except ValueError:  # urlsplit
-            connection.respond(400, BadRequest("The request's target is malformed.").to_json())
+        self._routes.serve(connection, request)
 
-    def _chat(self, connection: Connection, request: Request, path: str) -> None:
-        body, values = parse_chat(request.body)
-        plan = Plan.parse({**self._defaults, **values})
-        exchange = self._exchange(connection, request, path, body, plan)
-        if not exchange.stream and exchange.tokens * (plan.pad + 8) > _WHOLE_LIMIT:
-            raise bad_key("tokens", "is too much for an answer in one piece")
-        options = body.get("stream_options")
-        usage = isinstance(options, dict) and options.get("include_usage") is True
-        script = Script(plan, request, exchange, usage)
-        self.ledger.add(exchange)
-        connection.keep_alive = script.keep_alive
-        single = plan.raw is not None
-        connection.play(script.steps(), exchange, single=single, stamps=plan.stamp)
-
-    def _exchange(
-        self,
-        connection: Connection,
-        request: Request,
-        path: str,
-        body: dict[str, object],
-        plan: Plan,
-    ) -> Exchange:
-        name = plan.id if plan.id is not None else f"req-{self.ledger.requests + 1}"
-        tokens, ending = plan.ending()
-        headers = {**request.headers}
-        if "authorization" in headers:
-            headers["authorization"] = "present"
-        now_ns = connection.gone_ns or time.monotonic_ns()
-        return Exchange(
-            id=name,
-            attempt=self.ledger.attempts(name) + 1,
-            connection=connection.number,
-            peer=connection.peer,
-            path=path,
-            headers=headers,
-            body=body,
-            stream=body.get("stream") is True,
-            tokens=tokens,
-            interval_ns=plan.interval_ns(),
-            ending=ending,
-            started_ns=now_ns,
-            clock_ns=now_ns + ns(plan.queue),
-        )
-
-    def _figures(self, connection: Connection, method: str, path: str, query: str) -> None:
-        if path == "/requests" or path == "/stats" or path.startswith("/requests/"):
-            self._set_aside(connection)
-        if (method, path) == ("GET", "/requests"):
-            connection.respond(200, self.ledger.all())
-        elif (method, path) == ("DELETE", "/requests"):
-            connection.respond(200, {"forgotten": self.ledger.forget()})
-        elif (method, path) == ("GET", "/stats"):
-            connection.respond(200, self._stats())
-        elif (method, path) == ("GET", "/v1/models"):
-            model = {"id": "simulated", "object": "model", "created": 0, "owned_by": "chatstream"}
-            connection.respond(200, {"object": "list", "data": [model]})
-        elif method == "GET" and path.startswith("/requests/"):
-            self._figure(connection, unquote(path.removeprefix("/requests/")), query)
-        else:
-            connection.respond(404, BadRequest(f"There is no {method} {path} here.").to_json())
-
-    def _set_aside(self, connection: Connection) -> None:
-        if not connection.figures_only:
-            connection.figures_only = True
-            self._figure_connections += 1
-
-    def _figure(self, connection: Connection, name: str, query: str) -> None:
-        fields = {key: values[-1] for key, values in parse_qs(query).items()}
-        after_ns = _instant(fields, "after")
-        if "wait" not in fields:
-            connection.respond(*self.ledger.one(name, after_ns))
-            return
-        if fields["wait"] not in _WAITS:
-            raise BadRequest(f"wait must be one of {', '.join(_WAITS)}", param="wait")
-        count, timeout = _number(fields, "count", 1), _number(fields, "timeout", _WAIT_S)
-        wait = Wait(connection, name, fields["wait"], math.ceil(count), after_ns)
-        deadline_ns = time.monotonic_ns() + ns(timeout)
-        self.call_at(deadline_ns, connection, lambda: self.ledger.answer(wait))
-        self.ledger.wait(wait)
-
-    def _stats(self) -> dict[str, object]:
+    def _totals(self) -> dict[str, object]:
         is_chat = [not connection.figures_only for connection in self._connections.values()]
         return {
-            **self.ledger.stats(),
             "connections_open": sum(is_chat),
-            "connections_total": self._accepted - self._figure_connections,
+            "connections_total": self._accepted - self._routes.figure_connections,
             "handshakes_aborted": self._handshakes_aborted,
             "last_connection_closed_ns": self._last_closed_ns,
             "internal_errors": self._internal_errors,
-            "cpu_seconds": time.process_time(),
         }
 
 
@@ -407,20 +304,3 @@ def _tls_context(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | 
         why = error.strerror or error
         raise ValueError(f"certfile or keyfile cannot be read: {why}") from error
     return context
-
-
-def _number(fields: Mapping[str, str], key: str, default: float) -> float:
-    try:
-        value = float(fields.get(key, default))
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1e6:
-        raise BadRequest(f"{key} must be a number from 0 to 1e6.", param=key)
-    return value
-
-
-def _instant(fields: Mapping[str, str], key: str) -> int | None:
-    text = fields.get(key)
-    if text is not None and not re.fullmatch(r"[0-9]{1,19}", text):
-        raise BadRequest(f"{key} must be an instant in ns.", param=key)
-    return None if text is None else int(text)

@@ -229,10 +229,16 @@ def test_a_question_comes_over_a_pipe(talk: Make) -> None:
     assert result.stdout.count("\n") == 1
 
 
-def test_no_question_is_a_mistake_of_the_caller(talk: Make) -> None:
-    result = invoke(chat := talk(), input="\n")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [((), "no question"), (("hi", "--session", "a b"), "--session")],
+    ids=["no question", "no name of a session"],
+)
+def test_a_mistake_of_the_caller(talk: Make, arguments: tuple[str, ...], said: str) -> None:
+    """2, and nobody is asked."""
+    result = invoke(chat := talk(), *arguments, input="\n")
     assert result.exit_code == 2
-    assert "no question" in result.stderr
+    assert said in result.stderr
     assert chat.figures == []
 
 
@@ -269,12 +275,6 @@ def test_the_options_reach_the_provider(talk: Make, monkeypatch: pytest.MonkeyPa
     assert sent["model"] == "m-1"
     assert sent["messages"][0] == {"role": "system", "content": "be kind"}
     assert sent["messages"][1] == {"role": "user", "content": "hi"}
-
-
-def test_a_session_that_cannot_be_one(talk: Make) -> None:
-    result = invoke(chat := talk(), "hi", "--session", "a b")
-    assert result.exit_code == 2
-    assert chat.figures == []
 
 
 @pytest.mark.parametrize("verbose", [True, False])

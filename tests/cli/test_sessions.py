@@ -233,28 +233,26 @@ def test_a_worker_that_hangs_may_have_it(console: Any) -> None:
     assert "--owner" in talk.complaints[1]
 
 
-def test_a_worker_that_hangs_is_told_to_stop_it(console: Any) -> None:
+@pytest.mark.parametrize(
+    ("answer", "code", "lines", "says"),
+    [
+        (Unconfirmed(), 2, [], "when it does"),
+        (True, 0, ["stopped: session s"], ""),  # it has woken meanwhile
+        (False, 2, [], ""),  # it has it not: nothing is certain, so it is not said to be unknown
+    ],
+    ids=["hangs", "woke", "absent"],
+)
+def test_a_worker_that_hangs_is_told_to_stop_it(
+    console: Any, answer: bool | Exception, code: int, lines: list[str], says: str
+) -> None:
     """Where the owner is known, the cancel waits for it."""
     fleet = Fleet({1: None})
-    fleet.answer = Unconfirmed()
+    fleet.answer = answer
     talk = console(fleet)
-    assert talk.stop("s", "a", "me") == 2
-    assert fleet.cancelled == [("me", "s", "a")]
-    assert "when it does" in talk.complaints[0]
-
-
-def test_it_may_have_woken_meanwhile(console: Any) -> None:
-    talk = console(Fleet({1: None}))
-    assert talk.stop("s", None, "me") == 0
-    assert talk.lines == ["stopped: session s"]
-
-
-def test_where_it_hangs_and_has_it_not(console: Any) -> None:
-    """Nothing is certain, so it is not said to be unknown."""
-    fleet = Fleet({1: None})
-    fleet.answer = False
-    talk = console(fleet)
-    assert talk.stop("s", None, "me") == 2
+    assert talk.stop("s", "a" if says else None, "me") == code
+    assert fleet.cancelled == [("me", "s", "a" if says else None)]
+    assert talk.lines == lines
+    assert says in talk.err.getvalue()
     assert "--owner" not in talk.err.getvalue()
 
 
@@ -372,14 +370,19 @@ def test_no_worker_on_this_host(short_base: Path) -> None:
     assert "uid 4242: run this as that user" in talk.complaints[1]
 
 
-def test_workers_of_another_app(short_base: Path) -> None:
-    """They are not taken for this one's, and it is said that they are there."""
-    path = service_directory(short_base, "service", "other")
-    peer = Peer(
+def entered(path: Path) -> Peer:
+    """A process that is in the directory of a service."""
+    return Peer(
         "from pathlib import Path",
         "from chatstream.bus.unix.directory import Directory",
         f"one = Directory(Path({str(path)!r}))",
     )
+
+
+def test_workers_of_another_app(short_base: Path) -> None:
+    """They are not taken for this one's, and it is said that they are there."""
+    path = service_directory(short_base, "service", "other")
+    peer = entered(path)
     talk = Console()
     assert talk.show(bus=f"unix://{short_base}") == 2
     assert "CHATSTREAM_URL_PREFIX" in talk.complaints[0]
@@ -391,11 +394,7 @@ def test_workers_of_another_app(short_base: Path) -> None:
 def test_a_directory_of_another_pid_namespace_is_said(short_base: Path) -> None:
     """A container's: its pids mean something else here."""
     path = service_directory(short_base, "service", "app")
-    peer = Peer(
-        "from pathlib import Path",
-        "from chatstream.bus.unix.directory import Directory",
-        f"one = Directory(Path({str(path)!r}))",
-    )
+    peer = entered(path)
     (path / "pids").unlink()
     (path / "pids").symlink_to("pid:[1]")
     talk = Console()

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import flask
 import pytest
 import responses
 
 from chatstream import ChatStream, ConfigError, Service
-from tests.service.test_service import DONE, EVENT, PAYLOAD, URL
+from tests.web.chat import DONE, EVENT, URL
+from tests.web.desk import PAYLOAD
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
-@pytest.fixture
-def provider() -> Iterator[responses.RequestsMock]:
-    """A provider that answers with one event and `[DONE]`."""
-    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
-        mock.post(URL, body=EVENT + DONE, content_type="text/event-stream")
-        yield mock
-
-
-def test_an_app_gets_the_routes(provider: responses.RequestsMock) -> None:
+def test_an_app_gets_the_routes(answers: responses.RequestsMock) -> None:
     """`ChatStream(app)` mounts the blueprint, with the settings of app.config."""
     app = flask.Flask("host")
     app.config.update(CHATSTREAM_UPSTREAM_URL=URL, CHATSTREAM_URL_PREFIX="/v1/talk")

@@ -1,4 +1,4 @@
-"""Beside other extensions: Flask-CORS and Flask-Limiter, set up by an app as its docs say."""
+"""Beside other extensions, which an app sets up as their docs say: CORS, limits, logins, CSRF."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 import pytest
+import responses
 from flask import Flask, request
 from flask_cors import CORS
 from flask_limiter import Limiter, RateLimitExceeded
 from flask_limiter.util import get_remote_address
 from flask_login import LoginManager, UserMixin, current_user, login_user
+from flask_wtf.csrf import CSRFProtect, generate_csrf
 
 from chatstream import ChatStream, stream_ended
 from chatstream.testing import Browser, Live, Provider
+from tests.web.chat import DONE, EVENT, Chat, MakeChat, assert_not_found
 
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer
@@ -309,3 +312,39 @@ def test_flask_login_names_the_owner(
         live.outcome(live.ask("Hello?", script={"tokens": 1, "rate": 0}))
     assert seen == [(str, "7"), (False, False)]
     assert "a listener failed" not in caplog.text
+
+
+# Flask-WTF
+
+
+@pytest.fixture
+def guarded(chat: MakeChat) -> Chat:
+    """An app with Flask-WTF's CSRFProtect and a route that gives a token."""
+    app = flask.Flask("host")
+    app.config.update(SECRET_KEY="x", WTF_CSRF_ENABLED=True)
+    app.extensions["guard"] = CSRFProtect(app)
+    app.add_url_rule("/token", view_func=generate_csrf)
+    return chat(app)
+
+
+def test_csrf_protection_covers_the_routes(guarded: Chat, provider: responses.RequestsMock) -> None:
+    """Under CSRFProtect a POST without a token is the app's 400, before anything is opened."""
+    assert [response.status_code for response in (guarded.post(), guarded.cancel("/s-1"))] == [
+        400,
+        400,
+    ]
+    assert len(provider.calls) == 0
+
+
+def test_csrf_token(guarded: Chat, answers: responses.RequestsMock) -> None:
+    """With the token in its header both routes work."""
+    headers = {"X-CSRFToken": guarded.client.get("/token").text}
+    assert guarded.post(headers=headers).data == EVENT + DONE
+    assert_not_found(guarded.cancel("/s-1", headers=headers))
+
+
+def test_csrf_exemption(guarded: Chat, answers: responses.RequestsMock) -> None:
+    """The blueprint can be exempted as docs/mount.md says."""
+    guarded.app.extensions["guard"].exempt(guarded.app.blueprints["chatstream"])
+    assert guarded.post().data == EVENT + DONE
+    assert_not_found(guarded.cancel("/s-1"))

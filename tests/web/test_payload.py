@@ -1,4 +1,4 @@
-"""asking: what the provider is sent: the caller's request, the app's word on it, and the caps."""
+"""payload: what the provider is sent: the caller's request, the app's word on it, and the caps."""
 
 from __future__ import annotations
 
@@ -79,6 +79,73 @@ def asker() -> Iterator[Make]:
     for one in made:
         one.service.stop()
         eventually(lambda one=one: len(one.service.registry) == 0, "slots given back")
+
+
+# What the provider gets
+
+
+def test_other_fields_are_forwarded_as_they_are(asker: Make) -> None:
+    """All but the two ids goes to the provider, in its order, with its own types."""
+    body = {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "é 漢 🙂 \u2028"}]}],
+        "model": "m-1",
+        "temperature": 0.1,
+        "max_tokens": 12345678901234567890,
+        "stop": None,
+        "tools": [{"nested": {"deep": [True, False, 1e-7]}}],
+        "stream": True,
+    }
+    client = asker(API_KEY="sk-secret").app.test_client()
+    data = json.dumps({"sessionId": "s", **body, "streamId": "t"})  # in this order
+    client.post(CHAT, data=data, content_type="application/json", buffered=True)
+    asked = json.loads(responses.calls[-1].request.body)  # type: ignore[arg-type]
+    assert asked == body
+    assert list(asked) == list(body)
+    assert responses.calls[-1].request.headers["Authorization"] == "Bearer sk-secret"
+
+
+@pytest.mark.parametrize("given", [{}, {"stream": False}, {"stream": None}, {"stream": "no"}])
+def test_stream_is_forced(asker: Make, given: dict[str, Any]) -> None:
+    """On the chat's route the provider is always asked to stream."""
+    assert asker().sent(**given)["stream"] is True
+
+
+@both
+@pytest.mark.parametrize(
+    ("given", "model"),
+    [({}, "house-model"), ({"model": None}, "house-model"), ({"model": "mine"}, "mine")],
+)
+def test_the_model_has_a_default(asker: Make, path: str, given: dict[str, Any], model: str) -> None:
+    """A request that names no model gets the configured one."""
+    assert asker(MODEL="house-model").sent(path, **given)["model"] == model
+
+
+@pytest.mark.parametrize(
+    ("usage", "given", "options"),
+    [
+        ("0", {}, None),
+        ("0", {"stream_options": {"x": 1}}, {"x": 1}),
+        ("1", {}, {"include_usage": True}),
+        ("1", {"stream_options": {"x": 1}}, {"x": 1, "include_usage": True}),
+        ("1", {"stream_options": None}, {"include_usage": True}),
+    ],
+)
+def test_usage_is_asked_for_only_when_set(
+    asker: Make, usage: str, given: dict[str, Any], options: dict[str, Any] | None
+) -> None:
+    """stream_options is the caller's own, unless CHATSTREAM_INCLUDE_USAGE adds to it."""
+    assert asker(INCLUDE_USAGE=usage).sent(**given).get("stream_options") == options
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [None, [], {}, "hi", ["hi"], [{}], [{"content": "hi"}], [{"role": None}], [{"role": 7}],
+     [{"role": "user"}, []]],
+    ids=str,
+)  # fmt: skip
+def test_bad_messages(asker: Make, messages: Any) -> None:
+    """messages has to be a non-empty list of objects with a role."""
+    assert asker().refused(messages=messages) == (400, "bad_messages")
 
 
 # The app's word

@@ -1,61 +1,16 @@
-"""watching: the routes for those who watch over a service."""
+"""sessions: what lives, for who owns it and for who watches over the service."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
-import flask
 import pytest
-from flask.testing import FlaskClient
 
-from chatstream import BusUnavailable, Cause, ChatStream, Service, Stream, Unconfirmed
+from chatstream import BusUnavailable, Cause, Unconfirmed
 from chatstream.bus.messages import Enquiry, Found, Listing, Live, Name, Worker
-from tests.web.test_chat import OtherWorkers
-
-PAYLOAD = b'{"messages":[{"role":"user","content":"hi"}]}'
-
-
-class Desk:
-    """An app with some live streams, and who looks at them."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.caller: Any = "7"
-        self.admin = False
-        app = flask.Flask("watching")
-        app.config.from_mapping(
-            CHATSTREAM_UPSTREAM_URL="http://127.0.0.1:9/", CHATSTREAM_HEALTH="/", **settings
-        )
-        app.config["CHATSTREAM_MAX_STREAMS"] = 8
-        ChatStream(app, identify=lambda: self.caller, admin=lambda: self.admin)
-        self.service: Service = app.extensions["chatstream"]
-        self.client: FlaskClient = app.test_client()
-        self._opened = [
-            self.service.open(PAYLOAD, session_id=name, stream_id=f"{name}-1", owner=owner)
-            for owner, name in (("7", "a"), ("7", "b"), ("8", "a"), ("", "c"))
-        ]
-
-    @property
-    def streams(self) -> list[Stream]:
-        return [iterable.stream for iterable in self._opened]
-
-    @property
-    def causes(self) -> list[Cause | None]:
-        return [stream.cause for stream in self.streams]
-
-    def close(self) -> None:
-        for iterable in self._opened:
-            iterable.close()
-        self.service.stop()
-
-
-@pytest.fixture
-def desk(nothing_left: None) -> Iterator[Desk]:
-    made = Desk()
-    yield made
-    made.close()
-
+from tests.web.desk import Desk
+from tests.web.other_workers import OtherWorkers
 
 SESSIONS, CANCEL_ALL = "/api/chat/sessions", "/api/chat/cancel-all"
 
@@ -149,17 +104,6 @@ def test_an_admin_sees_whose_they_are(desk: Desk, query: str, names: list[tuple[
     assert all(one["host"] for one in shown)
 
 
-@pytest.mark.parametrize("path", [SESSIONS, CANCEL_ALL])
-def test_who_has_no_name_is_told_to_log_in(desk: Desk, path: str) -> None:
-    """As on the other routes; and a response of the app's is sent as it is."""
-    method = "GET" if path == SESSIONS else "POST"
-    desk.caller = None
-    assert desk.client.open(path, method=method).status_code == 401
-    desk.caller = ("to the login", 302)
-    assert desk.client.open(path, method=method).status_code == 302
-    assert desk.causes == [None] * 4
-
-
 def test_all_of_ones_own_are_stopped(desk: Desk) -> None:
     """Those that live, cause CANCEL; nobody else's."""
     desk.streams[1].abort(Cause.CLIENT)  # case 27: one is gone already
@@ -176,16 +120,6 @@ def test_an_admin_stops_all(desk: Desk) -> None:
     assert desk.causes == [None, None, Cause.CANCEL, None]
     assert desk.client.post(f"{CANCEL_ALL}?all=1").json == {"ok": True, "cancelled": 3}
     assert desk.causes == [Cause.CANCEL] * 4
-
-
-def test_other_methods(desk: Desk) -> None:
-    """Are refused, and say which there are."""
-    assert desk.client.post(SESSIONS).headers["Allow"] == "GET, HEAD, OPTIONS"
-    answer = desk.client.get(CANCEL_ALL)
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "OPTIONS, POST")
-    assert desk.client.post("/healthz").status_code == 405
-    assert desk.client.delete("/readyz").status_code == 405
-    assert desk.causes == [None] * 4
 
 
 def test_a_worker_that_does_not_answer(desk: Desk) -> None:
@@ -220,49 +154,6 @@ def test_a_bus_that_is_away(desk: Desk) -> None:
     answer = desk.client.post(CANCEL_ALL)
     assert (answer.status_code, answer.json) == (503, {"ok": False, "reason": "bus_unavailable"})
     assert desk.causes == [Cause.CANCEL, Cause.CANCEL, None, None]
-
-
-def test_the_state_of_the_process(desk: Desk) -> None:
-    """Alive and ready, whoever asks; with HEAD too."""
-    desk.caller = None
-    for path in ("/healthz", "/readyz"):
-        answer = desk.client.get(path)
-        assert (answer.status_code, answer.json) == (200, {"ok": True})
-        assert desk.client.head(path).status_code == 200
-
-
-def test_not_ready_where_the_bus_is_away(desk: Desk) -> None:
-    """Alive, but a cancel could not be sure: another process had better be asked."""
-    for error in (BusUnavailable(), OSError("away")):
-        OtherWorkers(desk.service, error)
-        assert desk.client.get("/healthz").status_code == 200
-        answer = desk.client.get("/readyz")
-        assert answer.status_code == 503
-        assert answer.json is not None
-        assert (answer.json["reason"], answer.headers["Retry-After"]) == ("bus_unavailable", "1")
-
-
-def test_not_ready_while_it_drains(desk: Desk) -> None:
-    """A process that is to end takes no more streams, though it still answers."""
-    desk.service.drain()
-    assert desk.client.get("/healthz").status_code == 200
-    answer = desk.client.get("/readyz")
-    assert answer.status_code == 503
-    assert answer.json is not None
-    assert answer.json["reason"] == "shutting_down"
-
-
-def test_they_are_where_the_settings_have_them(nothing_left: None) -> None:
-    """Nowhere, unless that is said; under any path."""
-    for place, path, status in (
-        ("off", "/healthz", 404),
-        ("/state", "/state/healthz", 200),
-        ("/state", "/healthz", 404),
-    ):
-        app = flask.Flask("where")
-        app.config["CHATSTREAM_HEALTH"] = place
-        ChatStream(app)
-        assert app.test_client().get(path).status_code == status
 
 
 def test_an_enquiry_of_all_is_answered_by_a_process(desk: Desk) -> None:

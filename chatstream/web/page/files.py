@@ -33,6 +33,9 @@ PAGE = (
     "markdown.js",
     "meter.js",
     "page.css",
+    "answer.css",
+    "access.css",
+    "meter.css",
     "icon.svg",
 )
 """What the page needs beside it."""

@@ -17,7 +17,7 @@ from chatstream import ChatStream, Service
 from chatstream.errors import Unconfirmed
 from chatstream.stream.outcome import Cause
 from chatstream.web import openapi
-from tests.web.test_chat import OtherWorkers
+from tests.web.other_workers import OtherWorkers
 
 URL = "https://provider.test/v1/chat/completions"
 MODELS_URL = "https://provider.test/v1/models"

@@ -104,9 +104,10 @@ def test_the_page_finds_what_it_needs(place: str, prefix: str, mounted: str) -> 
 def test_a_proxy_may_take_a_part_of_the_path_away() -> None:
     """The page's addresses are relative: they hold below any path it is seen at."""
     found = Addresses(client(PAGE="/").get("/").text).found
-    assert {urljoin("/seen/here/", address) for address in found} == {
-        f"/seen/here/api/chat/{name}" for name in ("icon.svg", "page.css", "page.js")
-    }
+    styles = [f"{name}.css" for name in ("page", "answer", "access", "meter")]  # in this order
+    assert [urljoin("/seen/here/", address) for address in found] == [
+        f"/seen/here/api/chat/{name}" for name in ("icon.svg", *styles, "page.js", "icon.svg")
+    ]
 
 
 def test_a_mounted_app_asked_for_without_its_slash() -> None:
@@ -140,8 +141,8 @@ def test_only_what_is_listed_is_served(path: str) -> None:
 
 def test_every_file_of_the_folder_has_its_place() -> None:
     """A file that somebody adds is listed, or it is the page itself."""
-    files = {path.name for path in FOLDER.iterdir() if path.suffix not in (".py", "", ".json")}
-    assert files == {*files.MODULE, *files.PAGE, "page.html"}
+    there = {path.name for path in FOLDER.iterdir() if path.suffix not in (".py", "", ".json")}
+    assert there == {*files.MODULE, *files.PAGE, "page.html"}
 
 
 def test_the_meter_is_the_built_in_providers() -> None:
@@ -211,18 +212,6 @@ def test_what_is_unchanged_is_not_sent_again(path: str) -> None:
     assert other.headers["ETag"] not in (etag, browser.get("/").headers["ETag"])
 
 
-@pytest.mark.parametrize("path", ["/", MODULE, f"{PREFIX}/page.css", f"{PREFIX}/meter/s-1"])
-def test_other_methods(path: str) -> None:
-    """As on the other routes: OPTIONS is answered, what makes no sense is refused in JSON."""
-    browser = client(PAGE="/", METER="1")
-    for method in ("POST", "DELETE", "BREW"):
-        refused = browser.open(path, method=method)
-        assert (refused.status_code, refused.json["reason"]) == (405, "method_not_allowed")
-        assert refused.headers["Allow"] == "GET, HEAD, OPTIONS"
-    options = browser.open(path, method="OPTIONS")
-    assert (options.status_code, options.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
-
-
 @pytest.mark.parametrize("path", ["/", MODULE])
 def test_head_is_get_without_the_body(path: str) -> None:
     """Length and all."""
@@ -231,14 +220,6 @@ def test_head_is_get_without_the_body(path: str) -> None:
     assert (head.status_code, head.data) == (200, b"")
     for name in ("Content-Type", "Content-Length", "ETag"):
         assert head.headers[name] == got.headers[name]
-
-
-def test_they_ask_for_no_name() -> None:
-    """The page shows a 401 in words; there is nothing of anybody's in it."""
-    asked: list[None] = []
-    browser = app(lambda: asked.append(None), PAGE="/").test_client()
-    assert [browser.get(path).status_code for path in ("/", MODULE)] == [200, 200]
-    assert asked == []
 
 
 def test_the_files_are_in_the_wheel() -> None:
@@ -412,12 +393,6 @@ def test_only_an_instant_is_asked_for(provider: Simulator, at: str) -> None:
     """400, and what it should be."""
     told = meter_of(provider)("one", at=at)
     assert (told["ok"], told["message"]) == (False, "at must be an instant in ms, as now_ms is.")
-
-
-def test_the_meter_asks_who_is_asking(provider: Simulator) -> None:
-    """As the other routes."""
-    browser = app(lambda: None, METER="1", UPSTREAM_URL=provider.url).test_client()
-    assert browser.get(f"{PREFIX}/meter/one").status_code == 401
 
 
 @responses.activate
