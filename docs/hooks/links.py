@@ -1,7 +1,7 @@
 """A hook of MkDocs: the pages' links work on a plain git host, and in the site as well.
 
 A link that leads out of docs/, such as ../bench/RESULTS.md, is to a file that the site has not. It
-gets a copy, and the link leads there. Comments for the tests are left out.
+gets a copy, and the link leads there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
-_COMMENT = re.compile(r"<!-- (?:block:|hidden ).*?-->\n?", re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -40,7 +39,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """A page of docs/ links to the copies; a copy links to the pages where they are now."""
-    markdown = _COMMENT.sub("", markdown)
     if page.file.generated_by is None:
         return _OUTSIDE.sub(lambda match: f"]({_called(match[1])}", markdown)
     markdown = _LINK.sub(lambda match: f"]({_file(match[1], page.file.src_uri)}", markdown)

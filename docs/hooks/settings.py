@@ -1,6 +1,7 @@
 """Writes the table of settings into docs/settings.md: `python -m docs.hooks.settings`.
 
-What it says is what chatstream/config.py says: a row for each field of `Settings`.
+What it says is what chatstream/settings/table.py says: a row for each field of `Settings`. The
+table is the first one that has the keys' defaults.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from chatstream.settings.table import PREFIX, Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "settings.md"
 
-_BETWEEN = re.compile(
-    r"(?<=<!-- generated: python -m docs.hooks.settings -->\n).*?(?=<!-- end -->)", re.DOTALL
-)
+_HEAD = "| key | default | |\n|---|---|---|\n"
 
+_TABLE = re.compile(rf"{re.escape(_HEAD)}(?:\| `{PREFIX}.*\n)*")
 
 MORE = {
     "page": "page.md",
@@ -45,8 +45,7 @@ MORE = {
 
 def table() -> str:
     """The table, in Markdown."""
-    head = "| key | default | |\n|---|---|---|\n"
-    return head + "".join(map(_row, dataclasses.fields(Settings)))
+    return _HEAD + "".join(map(_row, dataclasses.fields(Settings)))
 
 
 def renewed(text: str) -> str:
@@ -55,9 +54,9 @@ def renewed(text: str) -> str:
     Raises:
         ValueError: The page has no place for it.
     """
-    made, number = _BETWEEN.subn(lambda _: f"\n{table()}\n", text)
-    if number != 1:
-        raise ValueError(f"{PAGE.name} needs one place for the table, and has {number}")
+    made, number = _TABLE.subn(lambda _: table(), text, count=1)
+    if not number:
+        raise ValueError(f"{PAGE.name} has no table of settings")
     return made
 
 

@@ -32,9 +32,9 @@ class Reader:
     Attributes:
         page: The page's file.
         folder: Where files are written and programs run.
-        provider: The built-in one; hidden blocks have it as `provider`.
+        provider: The built-in one; Python has it as `provider`.
         names: What Python blocks have defined so far.
-        done: How many of the page's blocks have been run.
+        done: How many of the page's parts have been run.
         lacks: What was not on this machine for one of them.
     """
 

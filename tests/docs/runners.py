@@ -35,25 +35,21 @@ def run(block: Block, reader: Reader) -> None:
         part(block)
         return
     if block.language not in RUNNERS:
-        raise AssertionError(f"{block.name}: nothing here runs {block.language or 'no language'}")
+        raise AssertionError(f"{block.place}: nothing here runs {block.language or 'no language'}")
     RUNNERS[block.language](block, reader)
 
 
 def python(block: Block, reader: Reader) -> None:
     """Is executed, after all Python before it on the page."""
     text = reader.here(block.text)
-    source = "\n" * (block.line - 1) + text  # so that a traceback has the page's lines
-    name = f"<{block.page.name}>"
+    source = "\n" * (block.line - 1) + text  # so that a traceback has the file's lines
+    name = f"<{block.place}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     exec(compile(source, name, "exec"), reader.names)
 
 
 def console(block: Block, reader: Reader) -> None:
-    """Each command is typed, and says what the page shows after it, if it shows something.
-
-    Options: `background=<what it prints once it runs>` for the last command, `exit=<code>`,
-    `in=checkout`.
-    """
+    """Each command is typed, and says what the page shows after it, if it shows something."""
     typed = commands(block.text)
     for program in PROGRAMS:
         if re.search(rf"\b{program} ", block.text):
@@ -92,9 +88,9 @@ _PACKAGE = re.compile(r"""\bfrom "((?:@[\w.-]+/)?\w[\w.-]*)(?:/[^":]*)?\"""")
 
 
 def js(block: Block, reader: Reader) -> None:
-    """Is a module that Node runs, with what stands before and after it unseen."""
+    """Is a module that Node runs."""
     require("node")
-    text = reader.here(block.before + block.text + block.after)
+    text = reader.here(block.text)
     for name in _PACKAGE.findall(text):
         require_package(name)
     text = text.replace('"/api/chat/chatstream.js"', json.dumps(MODULE.as_uri()))
@@ -108,7 +104,7 @@ def js(block: Block, reader: Reader) -> None:
 
 
 def html(block: Block, reader: Reader) -> None:
-    """Is a page of the service's origin, in a browser. The hidden Python after it has `page`."""
+    """Is a page of the service's origin, in a browser. The Python after it has `page`."""
     from tests.integration.browser import Chromium
 
     chromium = Chromium()
@@ -121,10 +117,10 @@ def html(block: Block, reader: Reader) -> None:
 
 
 def json_(block: Block, reader: Reader) -> None:
-    """Is JSON, of a schema that the option `schema` names: one of openapi.json's."""
+    """Is JSON, by the schema that it names, or as the Python after it says of `value`."""
     value = json.loads(block.text)
     reader.names["value"] = value
-    if "checked" in block.options:
+    if block.checked:
         return
     api = document("/api/chat", max_body=1, openai_prefix="/v1")
     schema = {"$ref": f"#/components/schemas/{block.options['schema']}", **api}
@@ -140,16 +136,16 @@ def part(block: Block) -> None:
         piece = "\n".join(whole[start : start + len(lines)])
         if textwrap.dedent(piece).splitlines() == lines:
             return
-    raise AssertionError(f"{block.name} is no part of {block.options['of']}")
+    raise AssertionError(f"{block.place} is no part of {block.options['of']}")
 
 
 def text(block: Block, reader: Reader) -> None:
-    """`log`: each line is one that the page's servers have logged. `checked`: by what follows."""
+    """Is in the log, line by line, or as the Python after it says of `shown`."""
     if "log" in block.options:
         for line in filter(None, block.text.splitlines()):
             eventually(partial(reader.logged, line), f"{line}\nin\n{reader.log()}")
         return
-    assert "checked" in block.options, f"{block.name}: nothing checks it"
+    assert block.checked, f"{block.place}: nothing checks it"
 
 
 RUNNERS: dict[str, Callable[[Block, Reader], None]] = {

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import eventually
 from tests.docs import pip
-from tests.docs.blocks import PAGES, Block, blocks
+from tests.docs.blocks import PAGES, Block, parts
 from tests.docs.reader import Reader
 from tests.docs.runners import run
 from tests.docs.shell import commands, shows
@@ -20,11 +20,8 @@ from tests.integration.processes import is_running
 PAGE = """\
 # A page
 
-<!-- hidden python
-x = 1
--->
 Words.
-<!-- block: file=app.py exit=3 log -->
+
 ```python
 y = 2
 ```
@@ -35,20 +32,51 @@ y = 2
   $ true
   ```
 
-<!-- hidden js before
-const a = 1;
--->
+## In Node, once
+
 ```js
 a;
 ```
-<!-- hidden js after
-a;
--->
 
     indented
 
 ```
 none
+```
+"""
+
+UNSEEN = """\
+# What page.md does besides
+
+## a-page-1
+
+- file: app.py
+- log
+
+Why it does:
+
+```python before file=other.py
+x = 1
+```
+
+## a-page
+
+```python
+z = 3
+```
+
+## in-node-once-1
+
+```js before
+const a = 1;
+```
+
+```python after
+shown
+```
+
+```js after
+a;
 ```
 """
 
@@ -67,34 +95,75 @@ def reader(page: Path, tmp_path: Path) -> Iterator[Reader]:
     reader.close()
 
 
-def test_the_blocks_of_a_page(page: Path) -> None:
-    """Shown and hidden ones, in their order, each with its line; also those without a language."""
+@pytest.fixture
+def beside(tmp_path: Path) -> Path:
+    (tmp_path / "unseen").mkdir()
+    return tmp_path / "unseen" / "page.md"
+
+
+def test_the_blocks_of_a_page(page: Path, beside: Path) -> None:
+    """Each is a part, with what is done unseen, in the order of the page."""
     page.write_text(PAGE)
-    hidden, python, console, js, indented, none = blocks(page)
-    lines = PAGE.splitlines()
-    assert [lines[block.line - 1].strip() for block in (hidden, python, console, js, none)] == [
-        *("x = 1", "y = 2", "$ true", "a;", "none")
-    ]
-    assert (hidden.hidden, hidden.language, hidden.text) == (True, "python", "x = 1\n")
-    assert python.options == {"file": "app.py", "exit": "3", "log": "true"}
-    assert console.text == "$ true\n"
-    assert (js.before, js.after) == ("const a = 1;\n", "a;\n")
-    assert [block.language for block in (indented, none)] == ["", ""]
+    beside.write_text(UNSEEN)
+    python, console, words, js, indented, none = parts(page, beside)
+    assert [python.name, console.name, words.name] == ["a-page-1", "a-page-2", "a-page"]
+    assert [js.name, none.name] == ["in-node-once-1", "in-node-once-3"]
+
+    other, shown = python.steps
+    assert (other.hidden, other.text, other.options) == (True, "x = 1\n", {"file": "other.py"})
+    assert (shown.hidden, shown.options) == (False, {"file": "app.py", "log": ""})
+    assert [step.text for step in words.steps] == ["z = 3\n"]
+    assert [(step.text, step.checked) for step in console.steps] == [("$ true\n", False)]
+    program, after = js.steps
+    assert (program.text, program.checked) == ("const a = 1;\na;\na;\n", True)
+    assert after.text == "shown\n"
+    assert [part.steps[0].language for part in (indented, none)] == ["", ""]
+
+
+def test_where_a_block_stands(page: Path, beside: Path) -> None:
+    """Each has its file, and the line of its first line there."""
+    page.write_text(PAGE)
+    beside.write_text(UNSEEN)
+    for part in parts(page, beside):
+        for step in part.steps:
+            lines = step.file.read_text().splitlines()
+            first = step.text.splitlines()[0]
+            assert lines[step.line - 1].strip() in (first, "a;")  # of js the shown one's
 
 
 @pytest.mark.parametrize(
-    "rest", ["", "Words.\n", "<!-- hidden python\n-->\n", "<!-- block: b -->\n```text\n```\n"]
+    ("text", "words"),
+    [
+        ("## a-page-3\n", "page.md has no a-page-3"),
+        ("## b-page-1\n- exit: 1\n", "page.md has no b-page-1"),
+        ("## a-page-1\n- exti: 1\n", "exti is none of"),
+        ("## a-page-1\n```python\n```\n", "before or after"),
+        ("## a-page-1\n```python befor\n```\n", "befor is not"),
+        ("## a-page\n```python after\n```\n", "are of blocks"),
+        ("## a-page\n- exit: 1\n", "are of blocks"),
+    ],
 )
-def test_what_is_said_of_no_block_is_a_fault(page: Path, rest: str) -> None:
-    """A comment that has lost its block would be a check that is not made."""
-    page.write_text(f"<!-- block: a -->\n{rest}")
-    with pytest.raises(ValueError, match=r"page\.md"):
-        blocks(page)
+def test_what_is_said_of_no_block_is_a_fault(
+    page: Path, beside: Path, text: str, words: str
+) -> None:
+    """A section that has lost its block would be a check that is not made."""
+    page.write_text(PAGE)
+    beside.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        parts(page, beside)
+
+
+def test_two_headings_of_one_name_are_a_fault(page: Path, beside: Path) -> None:
+    """Their blocks would have one name."""
+    page.write_text("# A\n```text\n```\n# A\n```text\n```\n")
+    with pytest.raises(ValueError, match="two blocks are called a-1"):
+        parts(page, beside)
 
 
 def test_every_page_has_blocks() -> None:
     """Those of words and figures only are named here."""
-    assert {page.name for page in PAGES if not blocks(page)} == {"scale.md"}
+    without = {page.name for page in PAGES if not parts(page)}
+    assert without == {"figures.md", "promises.md", "scale.md"}
 
 
 TYPED = """\
