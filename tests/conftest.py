@@ -33,11 +33,19 @@ PATIENCE = float(os.environ.get("CHATSTREAM_TEST_PATIENCE", "10"))
 
 TESTS = Path(__file__).parent
 
-INTEGRATION = ("integration", "docs", "test_examples.py")
-"""Folders and files whose tests start servers, browsers or node, or whole runs of other tests.
+INTEGRATION = (
+    "bus",  # workers in processes of their own, and redis-server
+    "docs",
+    "integration",
+    "test_examples.py",
+    "testing",  # apps' own tests, run as a whole
+    "web/page/test_chatstream.py",  # node
+    "web/test_hostile.py",  # requests at random, by the hundred
+)
+"""Folders and files whose tests start servers, browsers or node, or take as long as if they did.
 
-They have the mark of that name. `pytest` leaves them out, `pytest -m integration` runs them alone,
-and `make test` runs everything.
+They have the mark of that name. `pytest` leaves them out, unless it is told their path;
+`pytest -m integration` runs them alone, and `make test` runs everything.
 """
 
 NODE_MODULES = TESTS / "node" / "node_modules"
@@ -88,6 +96,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_integration(item.path):
             item.add_marker("integration")
+
+
+def pytest_collection_finish() -> None:
+    """What is here for good is no garbage collector's business: see `nobody_elses_garbage`."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
