@@ -18,10 +18,10 @@ run: .venv/.run  ## the real provider
 	@[ "$$CHATSTREAM_PAGE" = off ] || echo "The page: http://$${CHATSTREAM_BIND:-127.0.0.1:8000}$${CHATSTREAM_PAGE:-/}"
 	@$(BIN)/gunicorn wsgi:app
 
-# Four processes on two cores, since most tests wait. In the order the files are found: the quick
-# tests, which are many in a file, fill up the end.
+# All tests; `pytest` alone runs the quick ones. Four processes on two cores, since most tests wait.
+# In the order the files are found: the quick tests, which are many in a file, fill up the end.
 test: .venv/.dev tests/node/node_modules/.package-lock.json
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "" --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

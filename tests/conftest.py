@@ -1,4 +1,4 @@
-"""What all tests share: waiting for conditions."""
+"""What all tests share: which of them are quick, and waiting for conditions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,24 @@ PATIENCE = float(os.environ.get("CHATSTREAM_TEST_PATIENCE", "10"))
 """Seconds that a condition may take to come true. Slow machines raise it; it delays no test."""
 
 
-NODE_MODULES = Path(__file__).parent / "node" / "node_modules"
+TESTS = Path(__file__).parent
+
+INTEGRATION = (
+    "bus",  # workers in processes of their own, and redis-server
+    "docs",
+    "integration",
+    "test_examples.py",
+    "testing",  # apps' own tests, run as a whole
+    "web/page/test_chatstream.py",  # node
+    "web/test_hostile.py",  # requests at random, by the hundred
+)
+"""Folders and files whose tests start servers, browsers or node, or take as long as if they did.
+
+They have the mark of that name. `pytest` leaves them out, unless it is told their path;
+`pytest -m integration` runs them alone, and `make test` runs everything.
+"""
+
+NODE_MODULES = TESTS / "node" / "node_modules"
 """What npm has installed for the tests: see the Makefile."""
 
 
@@ -59,6 +76,32 @@ def require_package(name: str) -> None:
 def lacking(what: str) -> NoReturn:
     """Skips the test for want of something; in CI that is a failure."""
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
+
+
+def is_integration(path: Path) -> bool:
+    """Whether the tests at `path` are left out where nobody asks for them."""
+    return any(path.is_relative_to(TESTS / name) for name in INTEGRATION)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Who names such a file or folder asks for it: then nothing of what was named is left out."""
+    named = (config.invocation_params.dir / arg.partition("::")[0] for arg in config.args)
+    if config.option.markexpr == "not integration" and any(map(is_integration, named)):
+        config.option.markexpr = ""
+
+
+@pytest.hookimpl(tryfirst=True)  # before the marks are asked for
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is not quick."""
+    for item in items:
+        if is_integration(item.path):
+            item.add_marker("integration")
+
+
+def pytest_collection_finish() -> None:
+    """What is here for good is no garbage collector's business: see `nobody_elses_garbage`."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

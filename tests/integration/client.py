@@ -10,6 +10,13 @@ from typing import Any
 
 from chatstream.sockets.framing import Chunked
 
+SHUT_DOWN = b"""event: error
+data: {"error": {"message": "The service is restarting. Please ask again.", \
+"type": "service_error", "code": "shutting_down"}}
+
+"""
+"""What a client is sent of a stream that ends with its worker."""
+
 
 class Client:
     """One connection that posts one chat. Reads only when told to."""

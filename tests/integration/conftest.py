@@ -246,6 +246,17 @@ class Fleet(Rig):
         return {pid: count for pid, count in more.items() if count > 0}
 
 
+@contextlib.contextmanager
+def serving_fleet(log: Path, provider: Provider, *options: str, **more: object) -> Iterator[Fleet]:
+    """The same as `serving`, of several workers."""
+    with serving(log, provider, *options, **more) as rig:
+        fleet = Fleet(rig.server, provider)
+        try:
+            yield fleet
+        finally:
+            fleet.close_clients()
+
+
 @pytest.fixture
 def provider() -> Iterator[Provider]:
     """One of the test's own."""

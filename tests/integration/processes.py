@@ -26,6 +26,10 @@ OURS = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", 
 """What `Server` runs, unless it is told something else."""
 
 
+FOREIGN = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", "/dev/null"]
+"""gunicorn with a configuration that knows nothing of chatstream."""
+
+
 class Provider:
     """A simulator, asked over HTTP as anybody could."""
 
@@ -222,6 +226,15 @@ class Server:
             self._process.kill()
             self._process.wait(10)
             raise
+
+
+def fails_to_start(log: Path, **more: Any) -> str:
+    try:
+        server = Server(log, **{"app": "wsgi:app", **more})
+    except RuntimeError:
+        return log.read_text()
+    server.stop()
+    raise AssertionError("it started")
 
 
 def ends(line: str) -> bool:

@@ -15,10 +15,9 @@ import pytest
 
 from chatstream.upstream.threads import KEPT
 from tests.conftest import eventually
-from tests.integration.client import Client
+from tests.integration.client import SHUT_DOWN, Client
 from tests.integration.conftest import Certificate, Rig, serving
 from tests.integration.processes import Provider, ends, is_running
-from tests.integration.test_drain import SHUT_DOWN
 
 THREADS = 8
 MANY = 100
@@ -122,11 +121,11 @@ def test_streams_that_await_their_headers_hold_no_thread(rig: Rig) -> None:
         assert client.body() == b""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_signal_tells_them_all(
     tmp_path: Path, provider: Provider, number: signal.Signals
 ) -> None:
-    """SIGTERM drains them, the others end them at once: each client has its last words, each
+    """SIGTERM drains them, SIGQUIT ends them at once: each client has its last words, each
     stream its line, and then the worker goes.
     """
     drain = "1" if number is signal.SIGTERM else "3600"
@@ -217,13 +216,3 @@ def test_a_middleware_that_sees_responses_keeps_them(log_file: Path, provider: P
         lines = [line for line in rig.server.log().splitlines() if "(a middleware)" in line]
         assert len(lines) == 1
         assert f"{THREADS - 4} at a time" in lines[0]
-
-
-def test_switched_off_they_are_walked(log_file: Path, provider: Provider) -> None:
-    """CHATSTREAM_DETACH=0: as many streams as threads leave room for, and no line about it."""
-    with few_threads(log_file, provider, CHATSTREAM_DETACH="0") as rig:
-        for number in range(THREADS - 4):
-            client = rig.client().post(f"walked-{number}", simulate={"silent_after": 1})
-            client.until(b'"content"')
-        assert rig.client().post("beyond").head()[0] == 503
-        assert "middleware" not in rig.server.log()

@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import eventually, lacking, program
-from tests.integration.client import Client
+from tests.integration.client import SHUT_DOWN, Client
 from tests.integration.conftest import Rig, serving
 from tests.integration.dockerfile import Image, instructions
 from tests.integration.processes import ROOT, Provider, is_running
-from tests.integration.test_drain import SHUT_DOWN
 
 DOCKERFILE = ROOT / "Dockerfile"
 BOUND = "0.0.0.0:8000"

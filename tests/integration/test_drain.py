@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import eventually
-from tests.integration.client import Client
+from tests.integration.client import SHUT_DOWN, Client
 from tests.integration.conftest import Rig, serving
 from tests.integration.processes import Provider, Server, awaits_events, ends, is_running
 
@@ -21,12 +21,6 @@ DRAIN = 1.2
 """Seconds, for the tests here."""
 
 HOOK = "from chatstream.workers.draining import post_worker_init\n"
-
-SHUT_DOWN = b"""event: error
-data: {"error": {"message": "The service is restarting. Please ask again.", \
-"type": "service_error", "code": "shutting_down"}}
-
-"""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import eventually
-from tests.integration.client import Client
+from tests.integration.client import SHUT_DOWN, Client
 from tests.integration.conftest import Rig
 from tests.integration.processes import Provider, children, is_running
 from tests.integration.servers import SERVERS, Kind, run
-from tests.integration.test_drain import SHUT_DOWN
 
 DRAIN = 1.2
 """Seconds."""

@@ -16,10 +16,10 @@ import pytest
 from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.conftest import Fleet, Rig
+from tests.integration.fleets import begin, hanging, is_open
+from tests.integration.hosts import Hosts, Pairs, left_at_rest, starting
 from tests.integration.processes import is_running
-from tests.integration.test_hosts import Hosts, Pairs, left_at_rest, starting
-from tests.integration.test_stop import SCENES
-from tests.integration.test_workers import begin, hanging, is_open
+from tests.integration.scenes import SCENES
 
 LIMIT = "2"
 

@@ -14,8 +14,7 @@ import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.processes import Provider, Server, is_running
-from tests.integration.test_servers import fails_to_start
+from tests.integration.processes import Provider, Server, fails_to_start, is_running
 
 JSON = {"CHATSTREAM_LOG_FORMAT": "json", "WEB_CONCURRENCY": "2"}
 KEY = "sk-secret-of-the-tests"

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import eventually
-from tests.integration.conftest import Fleet
+from tests.integration.conftest import Fleet, serving_fleet
 from tests.integration.processes import OURS, ROOT, Provider, Server, is_running
 
 Rigs = Callable[..., Fleet]
@@ -171,7 +171,7 @@ def test_a_killed_workers_streams_are_gone_and_its_sums_stay(
     provider: Provider, log_file: Path, worker_class: str
 ) -> None:
     """After a SIGKILL the gauges are those of the living; a counter never falls."""
-    with serving_two(log_file, provider, worker_class) as fleet:
+    with serving_fleet(log_file, provider, CHATSTREAM_WORKER_CLASS=worker_class, **TWO) as fleet:
         first, second = fleet.server.workers
         for worker in (first, second):
             completed(fleet, worker)
@@ -190,7 +190,7 @@ def test_a_killed_workers_streams_are_gone_and_its_sums_stay(
 
 def test_a_reload_keeps_the_sums(provider: Provider, log_file: Path) -> None:
     """Its workers go on where those before them were; these are no more in the gauges."""
-    with serving_two(log_file, provider, "gthread") as fleet:
+    with serving_fleet(log_file, provider, **TWO) as fleet:
         old = fleet.server.workers
         for worker in old:
             completed(fleet, worker)
@@ -222,10 +222,10 @@ def figures_of(worker: int) -> list[str]:
 
 def test_the_folder_is_the_masters_own(provider: Provider, log_file: Path) -> None:
     """Fresh and private; gone at its end; of one that was killed, at the next start."""
-    with serving_two(log_file, provider, "gthread") as fleet:
+    with serving_fleet(log_file, provider, **TWO) as fleet:
         killed = folder_of(fleet.server)
         assert killed.stat().st_mode & 0o777 == 0o700
-        with serving_two(log_file.with_name("other.log"), provider, "gthread") as other:
+        with serving_fleet(log_file.with_name("other.log"), provider, **TWO) as other:
             ended = folder_of(other.server)
             assert ended != killed
             assert killed.exists()  # not swept: it is in use
@@ -235,7 +235,7 @@ def test_the_folder_is_the_masters_own(provider: Provider, log_file: Path) -> No
         os.kill(fleet.server.pid, signal.SIGKILL)
         eventually(lambda: not any(map(is_running, workers)), "no orphans")
     assert killed.exists()
-    with serving_two(log_file, provider, "gthread") as fleet:
+    with serving_fleet(log_file, provider, **TWO) as fleet:
         assert not killed.exists()
         assert scrape(fleet.server)("outcomes_total") == 0
 
@@ -245,7 +245,7 @@ def test_an_upgrade_has_a_folder_of_its_own(provider: Provider, log_file: Path) 
     pidfile = log_file.with_name("pid")
     # Not -m gunicorn: executed anew, that has the package's own folder in sys.path.
     command = [f"{sysconfig.get_path('scripts')}/gunicorn", *OURS[1:], "--pid", str(pidfile)]
-    with serving_two(log_file, provider, "gthread", command=command) as fleet:
+    with serving_fleet(log_file, provider, command=command, **TWO) as fleet:
         old = fleet.server.pid
         completed(fleet, fleet.worker())
         reloaded = fleet.server.workers
@@ -284,9 +284,8 @@ def test_a_configuration_of_ones_own(
     config = tmp_path / "foreign.py"
     config.write_text(FOREIGN.format(preload=preload))
     command = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", str(config)]
-    server = Server(log_file, command=command, CHATSTREAM_UPSTREAM_URL=provider.url, **TWO)
-    fleet = Fleet(server, provider)
-    try:
+    with serving_fleet(log_file, provider, command=command, **TWO) as fleet:
+        server = fleet.server
         first, second = eventually(lambda: len(server.workers) == 2 and server.workers, "both")
         for worker in (first, second):
             completed(fleet, worker)
@@ -299,24 +298,14 @@ def test_a_configuration_of_ones_own(
         os.kill(first, signal.SIGKILL)
         eventually(lambda: scrape(server)("live_streams") == 0, "no live stream")
         assert scrape(server)("outcomes_total") == 2
-    finally:
-        fleet.close_clients()
-        server.stop()
 
 
 def test_workers_that_share_nothing_are_told_of(provider: Provider, log_file: Path) -> None:
     """Several, and no folder: each would show its own. The log says so, and what to do."""
     command = [*OURS[:-1], "/dev/null", "--worker-class", "gthread"]
-    server = Server(
-        log_file, "--threads", "8", command=command, CHATSTREAM_UPSTREAM_URL=provider.url, **TWO
-    )
-    fleet = Fleet(server, provider)
-    try:
+    with serving_fleet(log_file, provider, "--threads", "8", command=command, **TWO) as fleet:
         completed(fleet, fleet.worker())
-        eventually(lambda: "PROMETHEUS_MULTIPROC_DIR" in server.log(), "advice")
-    finally:
-        fleet.close_clients()
-        server.stop()
+        eventually(lambda: "PROMETHEUS_MULTIPROC_DIR" in fleet.server.log(), "advice")
 
 
 def test_off_nothing_is_there(rigs: Rigs) -> None:
@@ -330,23 +319,3 @@ def test_off_nothing_is_there(rigs: Rigs) -> None:
         " ChatStream(Flask('a')); assert not [m for m in sys.modules if 'prometheus' in m]"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=30)
-
-
-@contextlib.contextmanager
-def serving_two(
-    log: Path, provider: Provider, worker_class: str, command: list[str] | None = None
-) -> Iterator[Fleet]:
-    """Two workers of a test's own that show figures."""
-    server = Server(
-        log,
-        command=command,
-        CHATSTREAM_UPSTREAM_URL=provider.url,
-        CHATSTREAM_WORKER_CLASS=worker_class,
-        **TWO,
-    )
-    fleet = Fleet(server, provider)
-    try:
-        yield fleet
-    finally:
-        fleet.close_clients()
-        server.stop()

@@ -4,36 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE, eventually, require
+from tests.conftest import require
 from tests.integration.client import Client
 from tests.integration.conftest import Rig
-
-CONFIG = """
-daemon off;
-{user}
-pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
-worker_processes 1;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    {sites}
-}}
-"""
+from tests.integration.nginx import configured, nginx
+from tests.integration.scenes import MOMENTS, SCENES
 
 SITE = """
     server {{
@@ -56,29 +37,6 @@ WHOLE = 5000
 """Tokens of an answer that is stopped; they would take a minute."""
 
 
-@contextlib.contextmanager
-def nginx(folder: Path, config: str, *listeners: socket.socket) -> Iterator[None]:
-    """nginx with this configuration, which takes over what already listens; ended by its pid.
-
-    So no port has to be free twice. (It is how one nginx hands over to the next.)
-    """
-    (folder / "nginx.conf").write_text(config)
-    numbers = [listener.fileno() for listener in listeners]
-    inherited = "".join(f"{number};" for number in numbers)
-    command = ["nginx", "-p", str(folder), "-c", "nginx.conf", "-e", str(folder / "error.log")]
-    process = subprocess.Popen(
-        command, env={**os.environ, "NGINX": inherited}, pass_fds=numbers, stdin=subprocess.DEVNULL
-    )
-    try:
-        pid = folder / "nginx.pid"
-        eventually(lambda: pid.exists() or process.poll() is not None, "nginx")
-        assert process.poll() is None, (folder / "error.log").read_text()
-        yield
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-
-
 @pytest.fixture(scope="module")
 def ports(
     tmp_path_factory: pytest.TempPathFactory, rigs: Callable[..., Rig]
@@ -93,9 +51,7 @@ def ports(
             SITE.format(port=port, behind=rigs("plain", kind).server.port, settings=SETTINGS[how])
             for port, (kind, how) in zip(ports, SITES, strict=True)
         )
-        user = "user root;" if os.geteuid() == 0 else ""  # whose the folder is
-        config = CONFIG.format(user=user, folder=folder, sites=sites)
-        stack.enter_context(nginx(folder, config, *listeners))
+        stack.enter_context(nginx(folder, configured(folder, sites), *listeners))
         yield dict(zip(SITES, ports, strict=True))
 
 
@@ -135,13 +91,6 @@ def session(request: pytest.FixtureRequest) -> str:
     return request.node.name.replace("[", "-").rstrip("]")
 
 
-SCENES = {
-    "chatty": {"rate": 80, "tokens": WHOLE},
-    "silent": {"silent_after": 2},
-    "headers": {"headers_after": 60},
-}
-
-
 def begun(site: Site, session: str, scene: str) -> Client:
     """A client whose stream is in the middle of that."""
     client = site.client().post(session, simulate={"id": session, **SCENES[scene]})
@@ -152,7 +101,7 @@ def begun(site: Site, session: str, scene: str) -> Client:
     return client
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", MOMENTS)
 def test_a_close_stops(site: Site, session: str, scene: str) -> None:
     """nginx closes its connection to us when its client has; at once, whatever it waits for."""
     client = begun(site, session, scene)
@@ -163,7 +112,7 @@ def test_a_close_stops(site: Site, session: str, scene: str) -> None:
     assert (closed - before) / 1e9 < 2
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", MOMENTS)
 def test_a_cancel_stops(site: Site, session: str, scene: str) -> None:
     """Through the same nginx, past the stream; whose client gets a regular end."""
     client = begun(site, session, scene)

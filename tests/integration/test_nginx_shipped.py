@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import ssl
@@ -19,16 +18,12 @@ from tests.conftest import eventually, require
 from tests.integration.client import Client
 from tests.integration.conftest import Certificate, Rig
 from tests.integration.http2 import Browser
+from tests.integration.nginx import USER, nginx, temporary
 from tests.integration.processes import ROOT, tcp
-from tests.integration.test_nginx import nginx
+from tests.integration.scenes import MOMENTS, SCENES
 
 SHIPPED = ROOT / "deploy" / "nginx.conf"
 
-SCENES = {
-    "headers": {"headers_after": 60},
-    "chatty": {"rate": 80, "tokens": 5000},
-    "silent": {"silent_after": 2},
-}
 
 AT_ONCE = 1.0
 """Seconds; a ping or a timeout of anybody's would take longer."""
@@ -37,17 +32,12 @@ AT_ONCE = 1.0
 def substituted(folder: Path, certificate: Certificate, plain: int, tls: int, behind: int) -> str:
     """The shipped file with this machine's paths and ports. Nothing else of it is changed."""
     config = SHIPPED.read_text()
-    temporary = "".join(
-        f"{name}_temp_path {folder}/{name};"
-        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    user = "user root;" if os.geteuid() == 0 else ""  # whose the folder is
     for old, new in {
-        "\nevents {": f"\ndaemon off;{user}pid {folder}/nginx.pid;\nevents {{",
+        "\nevents {": f"\ndaemon off;{USER}pid {folder}/nginx.pid;\nevents {{",
         "worker_processes auto;": "worker_processes 1;",
         "worker_rlimit_nofile 20000;": "",
         "worker_connections 10000;": "worker_connections 128;",
-        "access_log off;": f"access_log {folder}/access.log; {temporary}",
+        "access_log off;": f"access_log {folder}/access.log; {temporary(folder)}",
         "listen 80;": f"listen 127.0.0.1:{plain};",
         "listen 443 ssl": f"listen 127.0.0.1:{tls} ssl",
         "server 127.0.0.1:8000;": f"server 127.0.0.1:{behind};",
@@ -140,7 +130,7 @@ def session(request: pytest.FixtureRequest) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", MOMENTS)
 @pytest.mark.parametrize("way", ["close", "reset", "cancel"])
 def test_stops_over_http_1(site: Site, session: str, scene: str, way: str) -> None:
     """Each reaches the provider at once, through TLS and nginx."""
@@ -155,7 +145,7 @@ def test_stops_over_http_1(site: Site, session: str, scene: str, way: str) -> No
     site.assert_stopped(session, "cancel" if way == "cancel" else "client", since)
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", MOMENTS)
 @pytest.mark.parametrize("way", ["close", "reset", "cancel"])
 def test_stops_over_http_2(site: Site, session: str, scene: str, way: str) -> None:
     """An aborted fetch is a reset stream on a connection that lives on; a cancel shares it."""

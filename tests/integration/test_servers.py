@@ -6,14 +6,13 @@ import contextlib
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.conftest import Certificate, Rig, serving
-from tests.integration.processes import OURS, Provider, Server
+from tests.integration.processes import FOREIGN, OURS, Provider, fails_to_start
 
 FAR = "3600"  # pings that cannot be what notices
 
@@ -48,25 +47,6 @@ def assert_a_cancel_stops(rig: Rig) -> None:
     assert "cause=cancel" in rig.server.ending_of("cancelled")
 
 
-FLASK = ["flask", "--app", "tests.integration.app", "run", "--port", "0"]
-FOREIGN = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", "/dev/null"]
-
-
-def test_flask_run(log_file: Path, provider: Provider) -> None:
-    """werkzeug's server shows its socket: everything works."""
-    ready = r"Running on http://127\.0\.0\.1:(\d+)"
-    clocks = {"CHATSTREAM_PING_INTERVAL": FAR}
-    with serving(log_file, provider, command=FLASK, app="", ready=ready, **clocks) as rig:
-        assert_whole_answers(rig)
-        assert_a_close_stops(rig)
-        assert_a_cancel_stops(rig)
-        for number in range(5):  # more than it has slots: werkzeug does not close after a RST
-            client = rig.client().post(f"rst-{number}", simulate={"rate": 500, "tokens": 100_000})
-            client.until(b'"content"')
-            client.reset()
-            assert "cause=client" in rig.server.ending_of(f"rst-{number}")
-
-
 @pytest.mark.parametrize("scene", ["headers", "silent"])
 def test_a_middleware_that_hides_the_socket(log_file: Path, provider: Provider, scene: str) -> None:
     """Case 18: the pings still find out, also before the provider's headers."""
@@ -81,75 +61,36 @@ def test_a_middleware_that_hides_the_socket(log_file: Path, provider: Provider, 
             assert rig.provider.request("early", "closed")["closed_by"] == "client"
 
 
-def test_the_sync_worker(log_file: Path, provider: Provider) -> None:
-    """It serves, a close stops, and the log says what it cannot do."""
-    options = ["--worker-class", "sync"]
-    with serving(log_file, provider, *options, command=FOREIGN) as rig:
-        assert_whole_answers(rig)
-        assert_a_close_stops(rig)
-        assert "sync worker serves one stream at a time" in rig.server.log()
-
-
-def test_a_foreign_gthread(log_file: Path, provider: Provider) -> None:
-    """A configuration that knows nothing of chatstream: a stream keeps a thread, and not all of
-    the threads, whose number an app of gunicorn's can find out, are for streams.
-    """
-    options = ["--worker-class", "gthread", "--threads", "8"]
-    with serving(log_file, provider, *options, command=FOREIGN) as rig:
-        assert_a_close_stops(rig)
-        assert_a_cancel_stops(rig)
-        for number in range(4):
-            silent(rig, f"slot-{number}")
-        status, _ = rig.client().post("slot-5").head()
-        assert status == 503
-        assert rig.server.cancel("slot-1")[0] == 200
-        assert "at a time" not in rig.server.log()
-
-
 @pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
-def test_preload_app_with_a_provider_behind_tls(
-    log_file: Path, certificate: Certificate, worker_class: str
-) -> None:
-    """gevent patches ssl after the app was imported; the provider is called all the same."""
+def test_preload_app(log_file: Path, certificate: Certificate, worker_class: str) -> None:
+    """Case 36: the app is imported before the fork; threads and connections come after it.
+
+    gevent patches ssl after that; a provider behind TLS is called all the same.
+    """
     options = ["--worker-class", worker_class, "--threads", "8", "--preload"]
-    trust = {"REQUESTS_CA_BUNDLE": certificate.authority}
+    environ = {"CHATSTREAM_PING_INTERVAL": FAR, "REQUESTS_CA_BUNDLE": certificate.authority}
     with (
         contextlib.closing(Provider(certfile=certificate.cert)) as provider,
-        serving(log_file, provider, *options, command=FOREIGN, **trust) as rig,
+        serving(log_file, provider, *options, command=FOREIGN, **environ) as rig,
     ):
-        assert_whole_answers(rig)
-        assert_a_cancel_stops(rig)
-
-
-def test_slots_follow_the_command_line(log_file: Path, provider: Provider) -> None:
-    """--threads overrides gunicorn.conf.py, and some of those threads stay free for cancels."""
-    options, walked = ["--threads", "8"], {"CHATSTREAM_DETACH": "0"}
-    with serving(log_file, provider, *options, app="wsgi:app", **walked) as rig:
-        for number in range(4):
-            silent(rig, f"slot-{number}")
-        assert rig.client().post("slot-5").head()[0] == 503
-        assert rig.server.cancel("slot-1")[0] == 200
-
-
-@pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
-def test_preload_app(log_file: Path, provider: Provider, worker_class: str) -> None:
-    """Case 36: the app is imported before the fork; threads and connections come after it."""
-    options = ["--worker-class", worker_class, "--threads", "8", "--preload"]
-    clocks = {"CHATSTREAM_PING_INTERVAL": FAR}
-    with serving(log_file, provider, *options, command=FOREIGN, **clocks) as rig:
         assert_whole_answers(rig)
         assert_a_close_stops(rig)
         assert_a_cancel_stops(rig)
         assert len(list(Path(f"/proc/{rig.server.pid}/task").iterdir())) == 1
 
 
-def fails_to_start(log: Path, **more: Any) -> str:
-    try:
-        server = Server(log, **{"app": "wsgi:app", **more})
-    except RuntimeError:
-        return log.read_text()
-    server.stop()
-    pytest.fail("it started")
+def test_slots_follow_the_command_line(log_file: Path, provider: Provider) -> None:
+    """--threads overrides gunicorn.conf.py, and some of those threads stay free for cancels.
+
+    With CHATSTREAM_DETACH=0: a stream has a thread then, and no line says so.
+    """
+    options, walked = ["--threads", "8"], {"CHATSTREAM_DETACH": "0"}
+    with serving(log_file, provider, *options, app="wsgi:app", **walked) as rig:
+        for number in range(4):
+            silent(rig, f"slot-{number}")
+        assert rig.client().post("slot-5").head()[0] == 503
+        assert rig.server.cancel("slot-1")[0] == 200
+        assert "middleware" not in rig.server.log()
 
 
 @pytest.mark.parametrize(

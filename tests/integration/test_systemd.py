@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import eventually, require
-from tests.integration.client import Client
+from tests.integration.client import SHUT_DOWN, Client
 from tests.integration.conftest import Rig, serving
 from tests.integration.processes import ROOT, Provider, is_running
-from tests.integration.test_drain import SHUT_DOWN
 
 UNIT = ROOT / "deploy" / "chatstream.service"
 SETTINGS = ROOT / "deploy" / "chatstream.env"

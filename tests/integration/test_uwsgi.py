@@ -18,34 +18,17 @@ import pytest
 from tests.conftest import eventually, require
 from tests.integration.client import Client
 from tests.integration.conftest import Rig
+from tests.integration.nginx import configured, nginx
 from tests.integration.processes import Provider, children
+from tests.integration.scenes import MOMENTS, SCENES
 from tests.integration.servers import SERVERS, Kind, run
-from tests.integration.test_nginx import nginx
 
 PLAIN = SERVERS["uwsgi"]
 AT_ONCE = 1.0
 """Seconds."""
 
-SCENES: dict[str, dict[str, object]] = {
-    "headers": {"headers_after": 60},
-    "chatty": {"rate": 20, "tokens": 5000},
-    "silent": {"silent_after": 2},
-}
 
-CONFIG = """
-daemon off;
-{user}
-pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
-worker_processes 1;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
+SITE = """
     server {{
         listen 127.0.0.1:{port};
         location / {{
@@ -54,7 +37,6 @@ http {{
             uwsgi_buffering off;
         }}
     }}
-}}
 """
 
 
@@ -98,8 +80,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], t
                     rig = stack.enter_context(run(kind, folder / "log", provider))
                     listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
                     port = listener.getsockname()[1]
-                    user = "user root;" if os.geteuid() == 0 else ""
-                    config = CONFIG.format(user=user, folder=folder, port=port, behind=behind)
+                    config = configured(folder, SITE.format(port=port, behind=behind))
                     stack.enter_context(nginx(folder, config, listener))
                 made[name] = rig, port
             return made[name]
@@ -107,7 +88,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], t
         yield way
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("scene", MOMENTS)
 @pytest.mark.parametrize("stop", ["close", "reset", "cancel"])
 @pytest.mark.parametrize("name", ["http router", "uwsgi_pass"])
 def test_who_is_in_front_passes_it_on(

@@ -13,12 +13,12 @@ import pytest
 
 from tests.conftest import eventually
 from tests.integration.conftest import Fleet
+from tests.integration.fleets import begin, is_open
+from tests.integration.hosts import Hosts, Pairs, left_at_rest, starting
 from tests.integration.processes import Provider, is_running
 from tests.integration.servers import run
 from tests.integration.test_ending import begin as begin_at
 from tests.integration.test_ending import draining
-from tests.integration.test_hosts import Hosts, Pairs, left_at_rest, starting
-from tests.integration.test_workers import begin, is_open
 
 SESSIONS, CANCEL_ALL = "/api/chat/sessions", "/api/chat/cancel-all"
 

@@ -27,23 +27,28 @@ from chatstream.bus.messages import digest
 from chatstream.bus.unix.directory import default_base, service_directory
 from tests.conftest import eventually
 from tests.integration.client import Client
-from tests.integration.conftest import Fleet
+from tests.integration.conftest import Fleet, serving_fleet
+from tests.integration.fleets import (
+    NOT_FOUND,
+    UNCONFIRMED,
+    assert_cancel_stops,
+    begin,
+    hanging,
+    is_open,
+)
 from tests.integration.processes import (
+    FOREIGN,
     ROOT,
     Provider,
     Server,
     children,
+    fails_to_start,
     is_running,
-    state,
-    tcp,
 )
-from tests.integration.test_servers import FOREIGN, fails_to_start
-from tests.integration.test_stop import SCENES
+from tests.integration.scenes import SCENES
 
 Rigs = Callable[..., Fleet]
 
-NOT_FOUND = {"ok": False, "reason": "not_found"}
-UNCONFIRMED = {"ok": False, "reason": "unconfirmed"}
 
 numbers = itertools.count(1)
 
@@ -61,53 +66,6 @@ def rejecting(rigs: Rigs) -> Iterator[Fleet]:
     fleet.ready()
     yield fleet
     fleet.check_leaks()
-
-
-def begin(
-    fleet: Fleet,
-    session: str,
-    stream: str | None = None,
-    *,
-    at: int | None = None,
-    scene: str = "silent",
-    **headers: str,
-) -> Client:
-    """A stream in the middle of its scene, in worker `at`; the provider knows it by its id."""
-    client = fleet.client_of(at) if at else fleet.client()
-    name = stream or session
-    named = {key.replace("_", "-"): value for key, value in headers.items()}
-    client.post(session, stream, headers=named, simulate={"id": name, **SCENES[scene]})
-    fleet.provider.request(name)
-    if scene != "headers":
-        client.until(b"data: ")
-        fleet.provider.request(name, "delivered", count=2)
-    return client
-
-
-def is_open(fleet: Fleet, name: str) -> bool:
-    """Whether the kernel still has the provider's connection of a stream, open on both sides."""
-    return _is_established(fleet, fleet.provider.request(name)["peer"])
-
-
-def _is_established(fleet: Fleet, peer: int) -> bool:
-    return bool(list(tcp("ESTABLISHED", local=fleet.provider.port, remote=peer)))
-
-
-def assert_cancel_stops(
-    fleet: Fleet,
-    session: str,
-    stream: str | None = None,
-    *,
-    at: int | None = None,
-    name: str | None = None,
-) -> int:
-    """The answer is 200, and by then the provider's side is closed. Returns who answered."""
-    peer = fleet.provider.request(name or stream or session)["peer"]
-    status, answer, worker = fleet.cancel(session, stream, at=at)
-    still_open = _is_established(fleet, peer)
-    assert (status, answer) == (200, {"ok": True, "cancelled": True})
-    assert not still_open, "200 means that it has stopped"
-    return worker
 
 
 def owner_of(fleet: Fleet, session: str) -> int:
@@ -343,17 +301,6 @@ def test_of_twelve_at_once_eleven_are_rejected(rejecting: Fleet, session: str) -
 # Workers that die, hang, or are replaced
 
 
-@contextlib.contextmanager
-def hanging(worker: int) -> Iterator[int]:
-    """A worker that does nothing until the end of the block."""
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        eventually(lambda: state(worker) == "T", "a stop")
-        yield worker
-    finally:
-        os.kill(worker, signal.SIGCONT)
-
-
 def test_a_killed_worker_leaves_nothing(fleet: Fleet, session: str) -> None:
     """Case 33: its sessions are unknown at once, their names free, its socket is swept."""
     directory = service_of(fleet.server)
@@ -451,13 +398,13 @@ def test_reload_with_hup(fleet: Fleet, session: str) -> None:
     eventually(lambda: not any(is_running(worker) for worker in old), "their end")
 
 
-def test_reload_with_usr2(tmp_path: Path, log_file: Path) -> None:
+def test_reload_with_usr2(tmp_path: Path, log_file: Path, provider: Provider) -> None:
     """A new master, of another generation: its workers find the old ones' streams."""
     script = str(Path(sysconfig.get_path("scripts")) / "gunicorn")
     command = [script, *FOREIGN[1:], "--pid", str(tmp_path / "pid")]
     options = ["--worker-class", "gthread", "--threads", "8", "--workers", "2"]
     with contextlib.ExitStack() as stack:
-        fleet = stack.enter_context(serving(log_file, *options, command=command))
+        fleet = stack.enter_context(serving_fleet(log_file, provider, *options, command=command))
         directory = service_of(fleet.server)
         old = fleet.server.workers
         begin(fleet, "drained", at=old[0])
@@ -494,20 +441,6 @@ def end(pid: int) -> None:
 # Services, and configurations that know nothing of chatstream
 
 
-@contextlib.contextmanager
-def serving(
-    log: Path, *options: str, provider: Provider | None = None, **more: object
-) -> Iterator[Fleet]:
-    with contextlib.ExitStack() as stack:
-        if provider is None:
-            provider = stack.enter_context(contextlib.closing(Provider()))
-        server = Server(log, *options, CHATSTREAM_UPSTREAM_URL=provider.url, **more)  # type: ignore[arg-type]
-        stack.callback(server.stop)
-        fleet = Fleet(server, provider)
-        stack.callback(fleet.close_clients)
-        yield fleet
-
-
 def test_two_services_of_one_user_do_not_meet(fleet: Fleet, rejecting: Fleet, session: str) -> None:
     """The same session id in two gunicorns: a cancel at one is not for the other's."""
     begin(fleet, session)
@@ -518,11 +451,11 @@ def test_two_services_of_one_user_do_not_meet(fleet: Fleet, rejecting: Fleet, se
     assert_cancel_stops(rejecting, session)
 
 
-def test_two_apps_of_one_process_do_not_meet(log_file: Path) -> None:
+def test_two_apps_of_one_process_do_not_meet(log_file: Path, provider: Provider) -> None:
     """Whichever of them has the first stream of a worker: each finds its own, and no other."""
     options = ["--worker-class", "gthread", "--threads", "8", "--workers", "2"]
     both = {"app": "tests.integration.app:both"}
-    with serving(log_file, *options, command=FOREIGN, **both) as fleet:
+    with serving_fleet(log_file, provider, *options, command=FOREIGN, **both) as fleet:
         first, second = fleet.server.workers
         begin(fleet, "mine", at=first, X_User="")
         answer = fleet.client_of(second).ask("POST", "/other/api/chat/cancel/mine")
@@ -532,15 +465,17 @@ def test_two_apps_of_one_process_do_not_meet(log_file: Path) -> None:
         assert not is_open(fleet, "mine")
 
 
-def test_two_gunicorns_with_one_directory_are_one_service(tmp_path: Path) -> None:
+def test_two_gunicorns_with_one_directory_are_one_service(
+    tmp_path: Path, provider: Provider
+) -> None:
     """CHATSTREAM_BUS=unix:///a/directory joins them; when both have gone it is empty again."""
     # Not below tmp_path, whose length is not ours.
     base = Path(tempfile.mkdtemp(dir="/tmp"))
     bus = {"CHATSTREAM_BUS": f"unix://{base}"}
     try:
         with (
-            serving(tmp_path / "a.log", **bus) as a,
-            serving(tmp_path / "b.log", provider=a.provider, **bus) as b,
+            serving_fleet(tmp_path / "a.log", provider, **bus) as a,
+            serving_fleet(tmp_path / "b.log", provider, **bus) as b,
         ):
             for here, there, session in ((a, b, "from-a"), (b, a, "from-b")):
                 begin(here, session)
@@ -562,10 +497,12 @@ def test_two_gunicorns_with_one_directory_are_one_service(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("worker_class", "preload"), [("gthread", []), ("gevent", ["--preload"])])
-def test_a_foreign_configuration(log_file: Path, worker_class: str, preload: list[str]) -> None:
+def test_a_foreign_configuration(
+    log_file: Path, provider: Provider, worker_class: str, preload: list[str]
+) -> None:
     """Case 36: it knows nothing of chatstream, and a stop crosses workers all the same."""
     options = ["--worker-class", worker_class, "--threads", "8", "--workers", "3", *preload]
-    with serving(log_file, *options, command=FOREIGN) as fleet:
+    with serving_fleet(log_file, provider, *options, command=FOREIGN) as fleet:
         directory = service_of(fleet.server)
         workers = fleet.server.workers
         for owner, other in itertools.permutations(workers, 2):
@@ -583,14 +520,18 @@ def test_a_foreign_configuration(log_file: Path, worker_class: str, preload: lis
     assert not directory.exists()
 
 
-def test_the_bus_belongs_to_the_user_that_gunicorn_became(log_file: Path) -> None:
+def test_the_bus_belongs_to_the_user_that_gunicorn_became(
+    log_file: Path, provider: Provider
+) -> None:
     """Started by root, with another --user: the directory is made after that, and is private."""
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
     user, group = pwd.getpwnam("nobody"), grp.getgrnam("nogroup")
     _skip_unless_it_can_run(user.pw_uid, group.gr_gid)
     options = ["--threads", "8", "--workers", "2", "--user", "nobody", "--group", "nogroup"]
-    with serving(log_file, *options, "--worker-class", "gthread", command=FOREIGN) as fleet:
+    with serving_fleet(
+        log_file, provider, *options, "--worker-class", "gthread", command=FOREIGN
+    ) as fleet:
         first, second = fleet.server.workers
         begin(fleet, "dropped", at=first)
         assert_cancel_stops(fleet, "dropped", at=second)
