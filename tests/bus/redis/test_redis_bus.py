@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 import trustme
 
+from chatstream.bus import base
 from chatstream.bus.messages import Action, Answer, Claim, Name, Request, encode
+from chatstream.bus.redis import redis_bus
 from chatstream.bus.redis.mail import LISTEN
 from chatstream.bus.redis.redis_bus import RedisBus
-from chatstream.bus.redis.server import check
+from chatstream.bus.redis.server import COMMAND_TIMEOUT, check
 from chatstream.errors import BusUnavailable, ConfigError, Refused, Unconfirmed
 from tests.bus.conftest import Service, Services, Worker
 from tests.bus.test_contract import AT_ONCE, assert_live, outcomes
@@ -590,6 +592,38 @@ def test_a_message_before_the_listener_listens_is_carried_out(service: Service) 
         assert (request.action, request.session_id, request.stream_id) == (Action.CANCEL, "s", "a")
     finally:
         late.close()
+
+
+def test_a_cancel_waits_for_no_first_look(
+    service: Service, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has only just joined: what is found is stopped, and the reply is then read."""
+    monkeypatch.setattr(redis_bus, "PATIENCE", PATIENCE)
+    (other,) = service.join(1)
+    other.claim("s", "a")
+    with ThreadPoolExecutor(1) as pool:
+        cancel = pool.submit(member.bus.cancel_elsewhere, Request(Action.CANCEL, "", "s"))
+        eventually(lambda: other.ending("a") == "cancel", "the stream's end, while nobody listens")
+        member.bus.start()
+        assert cancel.result(PATIENCE) is True
+
+
+def test_a_first_look_may_take_its_time(
+    service: Service, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine: whoever needs it waits for it, longer than for one command."""
+    (other,) = service.join(1)
+    waited: list[float | None] = []
+
+    def slow(timeout: float | None = None) -> bool:
+        waited.append(timeout)
+        member.bus.start()
+        return bool(eventually(lambda: member.bus._listener.up, "the first look"))
+
+    monkeypatch.setattr(member.bus._listener._looked, "wait", slow)
+    assert [worker.pid for worker in member.bus._others()] == [other.pid]
+    assert waited == [base.PATIENCE]
+    assert base.PATIENCE > COMMAND_TIMEOUT
 
 
 def test_messages_of_a_foreign_shape_are_dropped(service: Service) -> None:
