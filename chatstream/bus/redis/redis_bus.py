@@ -128,6 +128,10 @@ class RedisBus(Bus):
             self._listener.keep(claim)
             self._listener.lost(error)
             return None
+        except BusUnavailable:  # so it was lost while others were asked, and that has been said
+            self._listener.keep(claim)
+            self._listener.refresh_soon()
+            return None
         except BaseException:
             self._listener.drop(claim)
             raise

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import trustme
 
 from chatstream.bus import base
@@ -433,6 +434,34 @@ def test_a_place_that_is_another_streams_by_now_is_not_given_away(
     finally:
         member.bus.close()
     assert one.endings() == {"a": "live"}
+
+
+def test_a_server_that_goes_away_while_places_are_asked_for(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream begins all the same: this process's own count holds, and it is put in later."""
+    service = services.make("redis", max_streams_per_owner=1)
+    (one,) = service.join(1)
+    one.claim("s", "a")
+    member = Member(service)
+    try:
+        member.bus.start()
+        eventually(lambda: member.bus._listener.up, "its arrival")
+        claim = Claim(Name("", "z", "b"), 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(member.bus._mail, "send", raises(redis.ConnectionError("gone")))
+            assert member.bus.claim(claim, reject=False, limit=1) is False
+        eventually(lambda: len(service.keys("session:*")) == 2, "its entry")
+        member.bus.release(claim)
+    finally:
+        member.bus.close()
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_server_that_loses_its_data_amid_a_claim(
