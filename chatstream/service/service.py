@@ -54,7 +54,8 @@ log = logging.getLogger("chatstream")
 class Service:
     """The streams of one app in one process. Safe from any thread.
 
-    Threads and connections start with the first stream, so after a server's fork.
+    Threads and connections start after a server's fork: the bus's with the process, the others with
+    the first stream.
 
     Attributes:
         name: The app's on the bus.
@@ -129,6 +130,14 @@ class Service:
         draining.follow_signals()
         for sentence in advice(self.settings, self._bus, environ or {}):
             log.warning(sentence)
+
+    def join(self) -> None:
+        """Joins the app's other workers, so that no request has to wait for that. Idempotent.
+
+        Called when the process begins to serve. Where it fails it is tried again when needed.
+        """
+        with contextlib.suppress(StreamError, OSError):
+            self._join()
 
     def _starting(self) -> threading.Lock:
         """The lock under which this process's things are made: nobody can go on without them.

@@ -128,6 +128,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """gunicorn's loop; by now the app is there, and its settings."""
         self._limits = Limits.load()
         self._tls = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        draining.join()
         try:
             super().run()
         except SystemExit:  # a signal's: at once

@@ -284,7 +284,8 @@ def test_a_configuration_of_ones_own(
     config = tmp_path / "foreign.py"
     config.write_text(FOREIGN.format(preload=preload))
     command = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", str(config)]
-    server = Server(log_file, command=command, CHATSTREAM_UPSTREAM_URL=provider.url, **TWO)
+    two = {**TWO, "app": "tests.integration.both:both"}
+    server = Server(log_file, command=command, CHATSTREAM_UPSTREAM_URL=provider.url, **two)
     fleet = Fleet(server, provider)
     try:
         first, second = eventually(lambda: len(server.workers) == 2 and server.workers, "both")

@@ -48,6 +48,10 @@ class Service:
         self.threads: list[int] = []
         self.may_drain = threading.Event()
         self.may_drain.set()
+        self.joined = 0
+
+    def join(self) -> None:
+        self.joined += 1
 
     def at_rest(self) -> bool:
         return True
@@ -140,6 +144,12 @@ def test_to_follow_twice_tells_once(worker: Worker, service: Service) -> None:
     eventually(lambda: service.told, "the word")
     assert worker.handled == [signal.SIGTERM]
     assert service.told == [False]
+
+
+def test_the_hook_has_the_services_join(worker: Worker, service: Service) -> None:
+    """Before the worker's first request, which need not wait for that then."""
+    post_worker_init(worker)
+    assert service.joined == 1
 
 
 def test_another_thread_cannot_follow(worker: Worker) -> None:
