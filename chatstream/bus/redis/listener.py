@@ -160,8 +160,8 @@ class Listener:
             except Exception as error:
                 self.lost(error)
             # New connections next time: a server that became a replica is found again by its name.
-            self._mail.reconnect()
-            self._entries.reconnect()
+            self._mail.let_go()
+            self._entries.let_go()
             self._closing.wait(pause)
             pause = min(2 * pause, longest)
         self._mail.leave()

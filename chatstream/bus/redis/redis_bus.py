@@ -108,7 +108,7 @@ class RedisBus(Bus):
 
     def close(self) -> None:
         self._listener.close()
-        self._entries.close()
+        self._entries.let_go()
 
     def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         self._entries.limit = limit
