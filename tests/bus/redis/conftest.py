@@ -7,11 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatstream.bus.messages import (
-    Action,
-    Answer,
-    Request,
-)
+from chatstream.bus.messages import Action, Answer, Request
 from chatstream.bus.redis.redis_bus import RedisBus
 from tests.bus.conftest import Service, Services, Worker
 from tests.conftest import eventually
@@ -44,8 +40,21 @@ class Member:
         return Answer.LIVE if request.action is Action.PROBE else Answer.STOPPED
 
 
+@contextlib.contextmanager
+def joining(service: Service) -> Iterator[Member]:
+    """One that has reached its Redis."""
+    member = Member(service)
+    try:
+        member.bus.start()
+        eventually(lambda: member.bus._listener.up, "its arrival")
+        yield member
+    finally:
+        member.bus.close()
+
+
 @pytest.fixture
 def member(service: Service) -> Iterator[Member]:
+    """One that has yet to start."""
     member = Member(service)
     yield member
     member.bus.close()

@@ -11,23 +11,11 @@ from typing import Any
 import pytest
 
 from chatstream.bus import base
-from chatstream.bus.messages import (
-    Action,
-    Claim,
-    Name,
-    Request,
-    encode,
-)
+from chatstream.bus.messages import Action, Claim, Name, Request, encode
 from chatstream.bus.redis.server import COMMAND_TIMEOUT
 from chatstream.errors import BusUnavailable, Refused, Unconfirmed
 from tests.bus.conftest import Service, Services
-from tests.bus.redis.conftest import (
-    AWAY,
-    Member,
-    assert_is_back,
-    assert_stays_away,
-    changes,
-)
+from tests.bus.redis.conftest import AWAY, Member, assert_is_back, assert_stays_away, changes
 from tests.bus.test_cancel_all import reaches_others
 from tests.bus.test_contract import AT_ONCE, assert_live, outcomes
 from tests.conftest import eventually

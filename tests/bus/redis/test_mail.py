@@ -7,14 +7,7 @@ from time import monotonic
 
 import pytest
 
-from chatstream.bus.messages import (
-    Action,
-    Answer,
-    Enquiry,
-    Live,
-    Request,
-    encode,
-)
+from chatstream.bus.messages import Action, Answer, Enquiry, Live, Request, encode
 from chatstream.bus.redis.mail import LISTEN
 from chatstream.bus.redis.redis_bus import RedisBus
 from tests.bus.conftest import Service, Services

@@ -9,19 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from chatstream.bus.messages import (
-    Action,
-    Claim,
-    Name,
-    Request,
-)
+from chatstream.bus.messages import Action, Claim, Name, Request
 from chatstream.bus.redis import redis_bus
 from chatstream.errors import Refused
 from tests.bus.conftest import Service, Services
-from tests.bus.redis.conftest import (
-    Member,
-    places,
-)
+from tests.bus.redis.conftest import Member, joining, places
 from tests.bus.test_contract import outcomes
 from tests.conftest import PATIENCE, eventually
 
@@ -65,13 +57,11 @@ def test_a_cancel_waits_for_no_first_look(
 
 def test_who_leaves_keeps_no_connection(service: Service, nothing_left: None) -> None:
     """Nor does it wait for a garbage collection."""
-    member = Member(service)
-    member.bus.start()
-    claim = Claim(Name("", "s", "a"), 1)
-    member.bus.claim(claim, reject=False)
-    assert member.bus.list().workers == []
-    member.bus.release(claim)
-    member.bus.close()
+    with joining(service) as member:
+        claim = Claim(Name("", "s", "a"), 1)
+        member.bus.claim(claim, reject=False)
+        assert member.bus.list().workers == []
+        member.bus.release(claim)
 
 
 @pytest.mark.parametrize("gevent_has", ["the stream", "the cancel"])
@@ -103,9 +93,7 @@ def test_a_place_goes_back_to_whom_a_dead_claim_took_it_from(
     one, other = service.join(2)
     one.claim("s", "old")
     before = places(service)[0].rpartition(" ")[0]
-    member = Member(service)
-    try:
-        member.bus.start()
+    with joining(service) as member:
         alive = iter([True])  # when it asks for the place, and not when it has it
         monkeypatch.setattr(member.bus, "_is_live", lambda claim: next(alive, False))
         claim = Claim(Name("", "s", "new"), 1)
@@ -113,8 +101,6 @@ def test_a_place_goes_back_to_whom_a_dead_claim_took_it_from(
         assert places(service)[0].rpartition(" ")[0] == before
         assert one.endings() == {"old": "live"}
         member.bus.release(claim)
-    finally:
-        member.bus.close()
     with pytest.raises(Refused):
         other.claim("z", "b")
     one.complete("old")
@@ -141,9 +127,7 @@ def test_a_place_that_is_another_streams_by_now_is_not_given_away(
     service = services.make("redis", max_streams_per_owner=1)
     (one,) = service.join(1)
     one.claim("s", "a")
-    member = Member(service)
-    try:
-        member.bus.start()
+    with joining(service) as member:
         asked: list[list[bytes]] = []
 
         def said_too_early(owner: str, taken: list[bytes]) -> list[bytes]:
@@ -156,8 +140,6 @@ def test_a_place_that_is_another_streams_by_now_is_not_given_away(
             member.bus.claim(Claim(Name("", "z", "b"), 1), reject=False, limit=1)
         assert len(asked) == 2
         assert asked[0] == asked[1]
-    finally:
-        member.bus.close()
     assert one.endings() == {"a": "live"}
 
 
@@ -168,18 +150,13 @@ def test_a_server_that_goes_away_while_places_are_asked_for(
     service = services.make("redis", max_streams_per_owner=1)
     (one,) = service.join(1)
     one.claim("s", "a")
-    member = Member(service)
-    try:
-        member.bus.start()
-        eventually(lambda: member.bus._listener.up, "its arrival")
+    with joining(service) as member:
         claim = Claim(Name("", "z", "b"), 1)
         with monkeypatch.context() as broken:
             broken.setattr(member.bus._mail, "send", raises(redis.ConnectionError("gone")))
             assert member.bus.claim(claim, reject=False, limit=1) is False
         eventually(lambda: len(service.keys("session:*")) == 2, "its entry")
         member.bus.release(claim)
-    finally:
-        member.bus.close()
 
 
 def raises(error: Exception) -> Callable[..., None]:

@@ -16,9 +16,7 @@ import trustme
 from chatstream.bus.redis.server import check
 from chatstream.errors import BusUnavailable, ConfigError
 from tests.bus.conftest import Services, Worker
-from tests.bus.redis.conftest import (
-    assert_stays_away,
-)
+from tests.bus.redis.conftest import assert_stays_away
 from tests.conftest import eventually
 from tests.redis_server import RedisServer
 
