@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import uuid
@@ -11,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chatstream.bus.messages import Listing
-from chatstream.errors import busy_without_descriptors, shutting_down
+from chatstream.errors import StreamError, busy_without_descriptors, shutting_down
 from chatstream.service.advice import advice
 from chatstream.service.hooks import Admin, Identify, Prepare
 from chatstream.service.lifetime import Lifetime, time_to_drain
@@ -40,7 +41,8 @@ log = logging.getLogger("chatstream")
 class Service:
     """The streams of one app in one process. Safe from any thread.
 
-    Threads and connections start with the first stream, so after a server's fork.
+    Threads and connections start after a server's fork: the bus's with the process, the others with
+    the first stream.
 
     Attributes:
         name: The app's on the bus.
@@ -118,6 +120,14 @@ class Service:
         draining.follow_signals()
         for sentence in advice(self.settings, self._neighbours.bus, environ or {}):
             log.warning(sentence)
+
+    def join(self) -> None:
+        """Joins the app's other workers, so that no request has to wait for that. Idempotent.
+
+        Called when the process begins to serve. Where it fails it is tried again when needed.
+        """
+        with contextlib.suppress(StreamError, OSError):
+            self._neighbours.join()
 
     def drain(self, *, at_once: bool = False) -> None:
         """Has the streams come to an end: what is left when the time is over is aborted.

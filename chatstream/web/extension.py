@@ -64,6 +64,7 @@ class ChatStream:
         app.extensions["chatstream"] = service
         draining.enrol(service)
         draining.follow_signals()
+        app.before_request(service.join)  # where no worker of ours has called it
         app.before_request(draining.notice_end)
         app.register_error_handler(RequestTimeout, replies.timed_out)
         routes = blueprint.blueprint(settings)

@@ -134,6 +134,9 @@ class Drains(Protocol):
 
     settings: Any
 
+    def join(self) -> None:
+        """Joins its other workers, if it can by now. After the process's fork; idempotent."""
+
     def drain(self, *, at_once: bool = False) -> None:
         """Streams come to an end, soon or at once. From any thread, also of the system's own."""
 
@@ -158,6 +161,12 @@ def enrol(service: Drains) -> None:
 def services() -> list[Drains]:
     """Those that were enrolled."""
     return list(_services)
+
+
+def join() -> None:
+    """Has this process's services join their other workers, now that it begins to serve."""
+    for service in services():
+        service.join()
 
 
 def follow_signals() -> bool:
@@ -191,6 +200,7 @@ def post_worker_init(worker: object) -> None:
     There the app is made in the master, so it cannot take over a worker's signals.
     """
     follow_signals()
+    join()
 
 
 def notice_end() -> None:

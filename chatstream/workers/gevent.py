@@ -99,6 +99,7 @@ class GeventWorker(ggevent.GeventWorker):  # type: ignore[misc]
             self._ended = 0.0
             self._tls = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
             self.server_class = partial(_Server, handle=self._converse, worker=self)
+        draining.join()
         super().run()
 
     def timeout_ctx(self) -> Any:

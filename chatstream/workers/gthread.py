@@ -106,6 +106,7 @@ class ThreadWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._room = WaitingRoom(self.poller)
         self._limits = Limits.load()
         self._tls = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        draining.join()
         try:
             super().run()
         except SystemExit:  # a signal's: at once

@@ -59,35 +59,19 @@ def assert_conflict(pending: Pending, what: str) -> None:
 # A cancel and its answer
 
 
-def test_a_cancel_by_session_stops_the_stream_where_it_is(service: Service) -> None:
-    """The worker that has it does, with cause CANCEL; the second cancel finds nothing."""
-    one, _ = service.join(2)
+@pytest.mark.parametrize("stream", [None, "a"])
+@pytest.mark.parametrize("asked", ["its own worker", "another"])
+def test_a_cancel_stops_the_stream_where_it_is(
+    service: Service, stream: str | None, asked: str
+) -> None:
+    """Case 28: by its session or both names, any worker does, with cause CANCEL, and once."""
+    one, other = service.join(2)
     assert one.claim("s", "a") is False
-    assert_live(one, "a")
-    assert one.cancel("s") is True
-    assert one.ending("a") == "cancel"
-    assert one.cancel("s") is False
-
-
-def test_a_cancel_by_session_stops_the_stream_of_another_worker(service: Service) -> None:
-    """Case 28: any worker does, with cause CANCEL, and the answer is True exactly once."""
-    one, other = service.join(2)
-    one.claim("s", "a")
-    assert other.cancel("s") is True
-    assert one.ending("a") == "cancel"
-    assert [other.cancel("s"), one.cancel("s")] == [False, False]
-
-
-def test_a_cancel_by_both_names_stops_the_stream(service: Service) -> None:
-    """From its own worker and from another."""
-    one, other = service.join(2)
-    one.claim("s", "a")
     one.claim("z", "b")
-    assert other.cancel("s", "a") is True
-    assert one.ending("a") == "cancel"
-    assert_live(one, "b")
-    assert one.cancel("z", "b") is True
-    assert [other.cancel("s", "a"), other.cancel("z", "b")] == [False, False]
+    assert_live(one, "a")
+    assert (one if asked == "its own worker" else other).cancel("s", stream) is True
+    assert one.endings() == {"a": "cancel", "b": "live"}
+    assert [other.cancel("s", stream), one.cancel("s", stream)] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -223,13 +207,16 @@ def test_an_early_cancel_stops_the_stream_wherever_it_starts(service: Service) -
     assert other.claim("z", "b") is False  # not of the session that was named
     assert other.claim("s", "b2") is False
     other.release("b")
+    assert other.claim("s", "b", "you") is False  # nor of another owner
+    other.release("b")
     assert other.claim("s", "b") is True
     assert {"a": "cancel", "b": "cancel"}.items() <= other.endings().items()
 
 
-def test_an_early_cancel_counts_once(service: Service) -> None:
-    """The next stream of that name starts."""
-    one, other = service.join(2)
+@pytest.mark.parametrize("reject", [False, True])
+def test_an_early_cancel_counts_once(service: Service, reject: bool) -> None:
+    """The next stream of that name starts, whatever is done with conflicts."""
+    one, other = service.join(2, reject=reject)
     one.cancel("s", "a")
     assert other.claim("s", "a") is True
     other.release("a")
@@ -280,6 +267,7 @@ def test_what_was_is_forgotten_after_its_time(service: Service) -> None:
 
 def test_early_cancels_are_bounded(service: Service) -> None:
     """Of one owner so many are remembered, the newest; others' are not touched by it."""
+    assert REMEMBER_PER_OWNER == 64
     one, other = service.join(2)
     one.cancel("s", "a", "you")
     streams = [f"a{number}" for number in range(REMEMBER_PER_OWNER + 8)]
@@ -511,6 +499,23 @@ def test_one_hanging_worker_delays_nobody_else(shared: Service) -> None:
     assert max(command.seconds for command in commands) < AT_ONCE
     with pytest.raises(Unconfirmed):
         stuck.result()
+
+
+def test_workers_under_gevent(services: Services, shared: Service) -> None:
+    """The same limit, the same place for who asks again, and all is stopped and can be reached."""
+    one, other = services.make(shared.kind, max_streams_per_owner=1).join(2, gevent=True)
+    one.claim("s", "a1")
+    with pytest.raises(Refused):
+        other.claim("z", "b")
+    assert other.claim("s", "a2") is False
+    assert one.ending("a1") == "superseded"
+    assert one.cancel("s") is True
+    assert one.claim("z", "b2") is False
+    with pytest.raises(Refused):
+        other.claim("s", "a3")
+    assert other.cancel_all("") == {one.pid: ["b2"], other.pid: []}
+    assert one.ending("b2") == "cancel"
+    one.begin("check").result()
 
 
 # What is none of its messages

@@ -26,7 +26,6 @@ from tests.bus.test_contract import (
     soon,
 )
 from tests.conftest import eventually
-from tests.redis_server import RedisServer
 
 
 class Limited:
@@ -383,68 +382,3 @@ def test_a_directory_that_cannot_be_made(services: Services) -> None:
     assert other.claim("s3", "a5") is False
     base.unlink()
     base.mkdir()
-
-
-def test_a_server_that_went_away(services: Services, redis_server: RedisServer) -> None:
-    """The process's own count holds meanwhile; what lives is put back and counts again."""
-    service = services.make("redis", redis_server, max_streams_per_owner=1)
-    one, other = service.join(2)
-    one.claim("s1", "a1")
-    assert_refused(other.begin_claim("s2", "a2"))
-    redis_server.stop()
-    assert other.claim("s2", "a2") is False
-    assert_refused(other.begin_claim("s3", "a3"))
-    other.complete("a2")
-    redis_server.start()
-    eventually(lambda: service.keys("places:*"), "what lives")
-    eventually(lambda: outcomes([other.begin_claim("s3", "a3")]) != [False], "a refusal")
-
-
-def test_a_flush_loses_no_place(services: Services, redis_server: RedisServer) -> None:
-    """The listeners put them back."""
-    service = services.make("redis", redis_server, max_streams_per_owner=1)
-    one, other = service.join(2)
-    one.claim("s1", "a1")
-    redis_server.command("FLUSHALL")
-    eventually(lambda: service.keys("places:*"), "a place")
-    assert_refused(other.begin_claim("s2", "a2"))
-
-
-def test_a_place_outlives_its_time(services: Services) -> None:
-    """It is refreshed as long as its stream lives, however long that is silent."""
-    service = services.make("redis", max_streams_per_owner=1, bus_ttl=3)
-    one, other = service.join(2)
-    one.claim("s1", "a1")
-    (key,) = service.keys("places:*")
-    with contextlib.closing(service.client()) as client:
-        before = client.hgetall(key)
-        eventually(lambda: client.hgetall(key) not in (before, {}), "a refresh")
-        eventually(lambda: client.hgetall(key) not in (before, {}), "another")
-    assert_refused(other.begin_claim("s2", "a2"))
-
-
-def test_places_tell_nothing_and_expire(services: Services) -> None:
-    """Hashes, and no name of anybody."""
-    service = services.make("redis", max_streams_per_owner=3)
-    (one,) = service.join(1)
-    one.claim("session-name", "stream-name", "owner-name")
-    (key,) = service.keys("places:*")
-    with contextlib.closing(service.client()) as client:
-        assert 0 < client.pttl(key) <= 45_000
-        text = repr([key, client.hgetall(key)])
-    for word in ("session-name", "stream-name", "owner-name"):
-        assert word not in text
-    one.release("stream-name")
-    assert not service.keys("places:*")
-
-
-def test_workers_under_gevent(shared: Limited) -> None:
-    """The same limit, and the same place for who asks again."""
-    service = shared(1)
-    one, other = service.join(2, gevent=True)
-    one.claim("s", "a1")
-    assert_refused(other.begin_claim("z", "b"))
-    assert other.claim("s", "a2") is False
-    assert one.cancel("s") is True
-    assert one.claim("z", "b2") is False
-    assert_refused(other.begin_claim("s", "a3"))

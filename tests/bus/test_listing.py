@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,9 @@ from chatstream import bus
 from chatstream.bus import base
 from chatstream.bus.base import Bus
 from chatstream.bus.messages import (
-    Answer,
     Claim,
-    Enquiry,
-    Live,
     Name,
     Page,
-    Request,
-    Worker,
     encode,
 )
 from chatstream.bus.unix.directory import living, service_directory
@@ -118,23 +113,6 @@ def test_a_worker_with_more_streams_than_a_page_holds(shared: Service) -> None:
     one.begin("claim_many", count=300).result()
     here = other.sessions("many")
     assert here == {one.pid: [f"{'a' * 100}{number}" for number in range(300)], other.pid: []}
-
-
-def test_a_listing_that_would_be_endless_is_cut(
-    shared: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It says so; the workers have answered all the same."""
-    (one,) = shared.join(1)
-    one.begin("claim_many", count=400).result()
-    monkeypatch.setattr(base, "MOST", 100)
-    with visitor(shared) as visit:
-        listing = visit.list()
-        assert listing.cut
-        (found,) = listing.workers
-        assert found.answered
-        assert 100 <= len(found.streams) < 400
-        monkeypatch.setattr(base, "MOST", 1000)
-        assert not visit.list().cut
 
 
 def test_what_is_said_of_a_stream(shared: Service) -> None:
@@ -258,16 +236,6 @@ def test_the_directories_of_an_app(services: Services) -> None:
     assert living(folder / "nowhere", "0") == []
 
 
-def test_redis_that_may_have_lost_some_is_not_believed(services: Services) -> None:
-    """Until all workers have had the time to put back what they have."""
-    service = services.make("redis")
-    (one,) = service.join(1)
-    with contextlib.closing(service.client()) as client:
-        client.set(f"{service.settings['bus_prefix']}:since", 2**53)
-        with pytest.raises(BusUnavailable):
-            one.sessions()
-
-
 def test_a_directory_that_was_lost_is_not_believed(services: Services) -> None:
     """The others may not have joined it again."""
     service = services.make("unix")
@@ -338,59 +306,3 @@ def test_more_questions_than_a_hanging_workers_socket_holds(
                 sock.connect(str(visit._path / str(peer.pid)))
         (found,) = visit.list().workers
         assert not found.answered
-
-
-# The turns
-
-
-class Scripted(Bus):
-    """A bus whose workers say what a test has them say, page by page."""
-
-    def __init__(self, script: dict[str, list[tuple[list[int], bool] | None]]) -> None:
-        super().__init__(lambda request: Answer.ABSENT)
-        self._script = script
-        self.asked: list[dict[str, int]] = []
-
-    def start(self) -> None: ...
-    def close(self) -> None: ...
-    def release(self, claim: Claim) -> None: ...
-
-    def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
-        return False
-
-    def check(self) -> None: ...
-
-    def cancel_elsewhere(self, request: Request) -> bool:
-        return False
-
-    def _here(self) -> Worker:
-        return Worker("0", 0, "here")
-
-    def _others(self) -> Iterable[Worker]:
-        return [Worker(name, 1, "there") for name in self._script]
-
-    def _pages(self, enquiries: Mapping[Worker, Enquiry]) -> dict[Worker, Page | None]:
-        self.asked.append({worker.id: each.after for worker, each in enquiries.items()})
-        pages: dict[Worker, Page | None] = {}
-        for worker in enquiries:
-            if turns := self._script[worker.id]:
-                said = turns.pop(0)
-                lives = tuple(Live(Name("", "s", str(n)), n, "", 0, 0) for n in (said or [[]])[0])
-                pages[worker] = Page(lives, said[1], "") if said else None
-        return pages
-
-
-def test_only_those_that_have_more_are_asked_for_more() -> None:
-    """From where they left off; the others are done, silent or gone."""
-    script = Scripted({"a": [([1, 2], True), ([5], False)], "b": [([7], False)], "c": [None]})
-    listing = script.list()
-    assert script.asked == [{"a": 0, "b": 0, "c": 0}, {"a": 2}]
-    facts = [(w.worker.id, [each.number for each in w.streams], w.answered) for w in listing[0]]
-    assert facts == [("a", [1, 2, 5], True), ("b", [7], True), ("c", [], False)]
-
-
-def test_a_worker_that_falls_silent_or_ends_in_between() -> None:
-    """The one is named with what it has said, the other is not there."""
-    listing = Scripted({"a": [([1], True), None], "b": [([1], True)]}).list()
-    facts = [(each.worker.id, len(each.streams), each.answered) for each in listing.workers]
-    assert facts == [("a", 1, False)]

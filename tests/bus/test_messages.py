@@ -1,4 +1,4 @@
-"""bus.base: the wire format, and what it refuses."""
+"""bus.messages: the wire format, and what it refuses."""
 
 from __future__ import annotations
 

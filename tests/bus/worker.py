@@ -24,28 +24,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from chatstream.bus import base
-from chatstream.bus.base import Bus
+from chatstream import bus
+from chatstream.bus import base, create
+from chatstream.bus.base import Bus, Lives, Receive
 from chatstream.bus.messages import Action, Answer, Request
 from chatstream.bus.redis import redis_bus
 from chatstream.service.service import Service
 from chatstream.settings.table import Settings
+from chatstream.sockets.loop import Loop
 from chatstream.stream.iterable import StreamIterable
 from chatstream.stream.outcome import Cause
 from chatstream.stream.stream import Stream
-
-
-class Member(Service):
-    """A service that counts what other workers ask for."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.received: list[str] = []
-
-    def _receive(self, request: Request) -> Answer:
-        if request.origin:
-            self.received.append(request.action.value)
-        return super()._receive(request)
 
 
 def rooms_with(name: str) -> list[ModuleType]:
@@ -58,7 +47,9 @@ class Worker:
     """The commands. `tests.bus.conftest.Worker` has the same methods in a test's process."""
 
     def __init__(self) -> None:
-        self._member: Member
+        self._member: Service
+        self._bus: Bus
+        self._received: list[str] = []
         self._streams: dict[str, StreamIterable] = {}
         self._crowd: list[Bus] = []
         self._lines = _Lines()
@@ -80,9 +71,28 @@ class Worker:
         for name, value in (("REMEMBER", remember), ("PATIENCE", patience)):
             for module in rooms_with(name):
                 setattr(module, name, value)
-        self._streams, self._lines.lines = {}, []
-        self._member = Member(Settings(max_streams=1000, **settings))
+        self._streams, self._lines.lines, self._received = {}, [], []
+        bus.create = self._create
+        self._member = Service(Settings(max_streams=1000, **settings))
         self._member.start()
+
+    def _create(
+        self,
+        settings: Settings,
+        receive: Receive,
+        loop: Loop,
+        app: str = "0",
+        lives: Lives | None = None,
+    ) -> Bus:
+        """A service's bus, which counts what other workers ask for."""
+
+        def counting(request: Request) -> Answer:
+            if request.origin:
+                self._received.append(request.action.value)
+            return receive(request)
+
+        self._bus = create(settings, counting, loop, app, lives)
+        return self._bus
 
     def claim(self, session: str, stream: str, owner: str) -> bool:
         new = self._member.open(b"{}", session_id=session, stream_id=stream, owner=owner)
@@ -102,7 +112,7 @@ class Worker:
     def cancel_elsewhere(self, session: str, stream: str | None, owner: str) -> bool:
         """`cancel`, without a look at this process."""
         request = Request(Action.CANCEL, owner, session, stream)
-        return self._member._bus.cancel_elsewhere(request)
+        return self._bus.cancel_elsewhere(request)
 
     def claim_many(self, count: int) -> None:
         """Begins so many, each of a session and with names of a length that a page has few of."""
@@ -136,7 +146,7 @@ class Worker:
         return list(self._lines.lines)
 
     def received(self) -> list[str]:
-        return list(self._member.received)
+        return list(self._received)
 
     def crowd(self, url: str, prefix: str, count: int) -> None:
         """Joins a Redis `count` times more, as workers that have no stream."""
@@ -155,8 +165,8 @@ class Worker:
 
     def stop(self) -> None:
         """What a worker's end does: streams are aborted, and the bus is left."""
-        for bus in self._crowd:
-            bus.close()
+        for each in self._crowd:
+            each.close()
         self._crowd.clear()
         self._member.stop()
 

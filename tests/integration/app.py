@@ -140,11 +140,6 @@ def watched(environ: dict[str, object], start_response: Any) -> Watched:
     return Watched(app(environ, start_response))
 
 
-other = Flask("other")
-ChatStream(other)
-both = DispatcherMiddleware(app, {"/other": other})  # two services in one process
-
-
 @app.before_request
 def read_the_body() -> None:
     """What many hosts do: log or check the JSON of every request."""

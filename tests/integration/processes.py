@@ -80,6 +80,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
         python: str = sys.executable,
         cwd: Path = ROOT,
+        asks: bool = True,
         **environ: str | None,
     ) -> None:
         """
@@ -92,6 +93,7 @@ class Server:
             tls: How to ask it.
             python: Whose packages it has.
             cwd: Where it runs.
+            asks: Whether it is asked something, until it answers; else its workers are awaited.
             environ: Its environment; None for what shall not be there.
         """
         inherited = {
@@ -117,7 +119,7 @@ class Server:
             )
         try:
             self.port = int(eventually(lambda: self._listens_at(ready), "the server"))
-            eventually(lambda: self._answers(), "an answer")
+            eventually(self._answers if asks else lambda: self.workers, "an answer, or workers")
         except BaseException:
             self.stop()
             raise

@@ -284,7 +284,8 @@ def test_a_configuration_of_ones_own(
     config = tmp_path / "foreign.py"
     config.write_text(FOREIGN.format(preload=preload))
     command = ["gunicorn", "--bind", "127.0.0.1:0", "--no-control-socket", "--config", str(config)]
-    with serving_fleet(log_file, provider, command=command, **TWO) as fleet:
+    two = {**TWO, "app": "tests.integration.both:both"}
+    with serving_fleet(log_file, provider, command=command, **two) as fleet:
         server = fleet.server
         first, second = eventually(lambda: len(server.workers) == 2 and server.workers, "both")
         for worker in (first, second):

@@ -454,7 +454,7 @@ def test_two_services_of_one_user_do_not_meet(fleet: Fleet, rejecting: Fleet, se
 def test_two_apps_of_one_process_do_not_meet(log_file: Path, provider: Provider) -> None:
     """Whichever of them has the first stream of a worker: each finds its own, and no other."""
     options = ["--worker-class", "gthread", "--threads", "8", "--workers", "2"]
-    both = {"app": "tests.integration.app:both"}
+    both = {"app": "tests.integration.both:both"}
     with serving_fleet(log_file, provider, *options, command=FOREIGN, **both) as fleet:
         first, second = fleet.server.workers
         begin(fleet, "mine", at=first, X_User="")

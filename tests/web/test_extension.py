@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NoReturn
+
 import flask
 import pytest
 import responses
 
 from chatstream import ChatStream, ConfigError, Service
+from chatstream.errors import Busy
 from tests.web.chat import DONE, EVENT, URL
 from tests.web.desk import PAYLOAD
 
@@ -46,6 +50,34 @@ def test_two_apps_are_independent() -> None:
     assert not [value for value in vars(chat).values() if isinstance(value, flask.Flask)]
     for service in services:
         service.stop()
+
+
+def test_a_process_joins_with_its_first_request(short_base: Path) -> None:
+    """Whichever it is, an app's own too: no cancel has to wait for that then."""
+    app = flask.Flask("host")
+    app.config["CHATSTREAM_BUS"] = f"unix://{short_base}"
+    app.add_url_rule("/hello", view_func=lambda: "hello")
+    ChatStream(app)
+    assert not [*short_base.iterdir()]
+    assert app.test_client().get("/hello").text == "hello"
+    assert [*short_base.iterdir()]
+    app.extensions["chatstream"].stop()
+
+
+def test_who_cannot_join_yet_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bus without room is a matter of streams; and it is tried again."""
+    tries: list[object] = []
+
+    def crowded(*arguments: object) -> NoReturn:
+        tries.append(arguments)
+        raise Busy("no room")
+
+    monkeypatch.setattr("chatstream.bus.create", crowded)
+    app = flask.Flask("host")
+    app.add_url_rule("/hello", view_func=lambda: "hello")
+    ChatStream(app)
+    assert [app.test_client().get("/hello").text for _ in range(2)] == ["hello"] * 2
+    assert len(tries) == 2
 
 
 def test_a_wrong_setting_stops_the_start() -> None:

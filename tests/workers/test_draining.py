@@ -40,6 +40,7 @@ class Service:
         self.threads: list[int] = []
         self.may_drain = threading.Event()
         self.may_drain.set()
+        self.joined = 0
         self._rest = False
         self._listeners: list[Callable[[], object]] = []
 
@@ -49,6 +50,9 @@ class Service:
         self.told.append(at_once)
         if at_once:
             self.over()
+
+    def join(self) -> None:
+        self.joined += 1
 
     def at_rest(self) -> bool:
         return self._rest
@@ -154,6 +158,12 @@ def test_to_follow_twice_tells_once(worker: SignalledWorker, service: Service) -
     eventually(lambda: service.told, "the word")
     assert worker.handled == [signal.SIGTERM]
     assert service.told == [False]
+
+
+def test_the_hook_has_the_services_join(worker: SignalledWorker, service: Service) -> None:
+    """Before the worker's first request, which need not wait for that then."""
+    post_worker_init(worker)
+    assert service.joined == 1
 
 
 def test_another_thread_cannot_follow(worker: SignalledWorker) -> None:

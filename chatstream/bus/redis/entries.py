@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from typing import Any
@@ -11,6 +10,7 @@ from chatstream.bus.base import REMEMBER, REMEMBER_PER_OWNER
 from chatstream.bus.messages import Claim, Request, Worker, digest
 from chatstream.bus.redis import scripts
 from chatstream.bus.redis.keys import Keys, ms, place_of
+from chatstream.bus.redis.server import let_go
 from chatstream.errors import BusUnavailable
 
 SETTLED = 4.0
@@ -176,12 +176,6 @@ class Entries:
     def ping(self) -> None:
         self._commands.ping()
 
-    def reconnect(self) -> None:
-        """New connections next time."""
-        # Those that wait in the pool; the pool's own method takes others' commands along.
-        for connection in filter(None, list(self._commands.connection_pool.pool.queue)):
-            with contextlib.suppress(Exception):
-                connection.disconnect()
-
-    def close(self) -> None:
-        self._commands.close()
+    def let_go(self) -> None:
+        """New connections next time, if there is one."""
+        let_go(self._commands)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from time import monotonic
 
-from chatstream.bus.base import Receive
+from chatstream.bus.base import PATIENCE, Receive
 from chatstream.bus.messages import Action, Answer, Claim, Reply, Request
 from chatstream.bus.redis.entries import Entries
 from chatstream.bus.redis.keys import Keys
@@ -79,8 +79,12 @@ class Listener:
     def is_up(self) -> bool:
         """Whether the server is there. Waits until the listener has looked, at first."""
         if not self.up:
-            self._looked.wait(COMMAND_TIMEOUT)
+            self._looked.wait(PATIENCE)  # it is told sooner than that, where it is told no
         return self.up
+
+    def is_away(self) -> bool:
+        """Whether the server is known not to be there. Does not wait."""
+        return self._looked.is_set() and not self.up
 
     def listens(self) -> bool:
         """Whether mail is read, now and later."""
@@ -156,8 +160,8 @@ class Listener:
             except Exception as error:
                 self.lost(error)
             # New connections next time: a server that became a replica is found again by its name.
-            self._mail.reconnect()
-            self._entries.reconnect()
+            self._mail.let_go()
+            self._entries.let_go()
             self._closing.wait(pause)
             pause = min(2 * pause, longest)
         self._mail.leave()

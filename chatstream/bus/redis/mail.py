@@ -27,7 +27,7 @@ from chatstream.bus.messages import (
     encode,
 )
 from chatstream.bus.redis.keys import Keys, contest_id, ms, name_of, worker_of
-from chatstream.bus.redis.server import FAULTS
+from chatstream.bus.redis.server import FAULTS, let_go
 from chatstream.errors import Unconfirmed
 
 log = logging.getLogger("chatstream")
@@ -199,10 +199,9 @@ class Mail:
         enquiry = dataclasses.replace(enquiry, before=monotonic() - age)
         return self._page(enquiry, age < PATIENCE)
 
-    def reconnect(self) -> None:
-        """A new connection next time."""
-        with contextlib.suppress(Exception):
-            self._mailbox.connection_pool.disconnect()
+    def let_go(self) -> None:
+        """A new connection next time, if there is one."""
+        let_go(self._mailbox)
 
     def leave(self) -> None:
         """Takes this worker, and its mailbox, out of Redis."""
@@ -210,7 +209,7 @@ class Mail:
         with contextlib.suppress(*FAULTS):
             self._mailbox.srem(self._keys.workers, me)
             self._mailbox.delete(self._keys.mail_of(me), self._keys.of_worker(me))
-        self._mailbox.close()
+        self.let_go()
 
 
 class _Exchange:

@@ -108,7 +108,7 @@ class RedisBus(Bus):
 
     def close(self) -> None:
         self._listener.close()
-        self._entries.close()
+        self._entries.let_go()
 
     def claim(self, claim: Claim, *, reject: bool, limit: int | None = None) -> bool:
         self._entries.limit = limit
@@ -127,6 +127,10 @@ class RedisBus(Bus):
         except FAULTS as error:
             self._listener.keep(claim)
             self._listener.lost(error)
+            return None
+        except BusUnavailable:  # so it was lost while others were asked, and that has been said
+            self._listener.keep(claim)
+            self._listener.refresh_soon()
             return None
         except BaseException:
             self._listener.drop(claim)
@@ -162,15 +166,18 @@ class RedisBus(Bus):
                 self._listener.lost(error)
 
     def cancel_elsewhere(self, request: Request) -> bool:
-        deadline = monotonic() + PATIENCE
-        if not self._listener.is_up():
+        # A stream that is there can be found and told to stop before the listener's first look: the
+        # reply is read after that.
+        if self._listener.is_away():
             raise BusUnavailable
         with self._listener.needed():
-            return self._cancel_there(request, deadline)
+            return self._cancel_there(request)
 
-    def _cancel_there(self, request: Request, deadline: float) -> bool:
+    def _cancel_there(self, request: Request) -> bool:
+        value = self._entries.find(request)
+        # The worker's time begins here: a process's first connection is none of its business.
+        deadline = monotonic() + PATIENCE
         for _ in range(_TRIES):
-            value = self._entries.find(request)
             if value == b"unsure":
                 raise BusUnavailable
             if value == b"absent" or worker_of(value) in ("gone", self._worker):
@@ -179,8 +186,9 @@ class RedisBus(Bus):
             there = dataclasses.replace(request, stream_id=request.stream_id or name_of(value))
             if self._mail.ask(worker_of(value), there, deadline) is Answer.STOPPED:
                 return True
-            if request.stream_id is not None or self._entries.find(request) == value:
+            if request.stream_id is not None or (again := self._entries.find(request)) == value:
                 return False
+            value = again
         return False
 
     # What stands in Redis

@@ -33,7 +33,7 @@ def check(url: str) -> None:
         client = connect(url)
         facts = client.info("server")
         mode = facts.get("redis_mode") or facts.get("server_mode") or "standalone"  # Valkey's word
-        client.close()
+        let_go(client)
     except redis.AuthenticationError:
         raise ConfigError(
             "CHATSTREAM_BUS: the Redis server refused the name or password."
@@ -79,15 +79,16 @@ def look(url: str) -> Server:
     """
     check(url)
     client = connect(url)
-    with contextlib.closing(client):
-        try:
-            client.ping()
-            begun = monotonic()
-            client.ping()
-            seconds = monotonic() - begun
-            facts = _info(client, "server") | _info(client, "memory")
-        except FAULTS as error:
-            raise BusUnavailable from error
+    try:
+        client.ping()
+        begun = monotonic()
+        client.ping()
+        seconds = monotonic() - begun
+        facts = _info(client, "server") | _info(client, "memory")
+    except FAULTS as error:
+        raise BusUnavailable from error
+    finally:
+        let_go(client)
     compatible = str(facts.get("redis_version") or "0")
     version = str(facts.get("valkey_version") or compatible)
     product = "Valkey" if facts.get("valkey_version") else "Redis"
@@ -116,6 +117,16 @@ def connect(url: str, *, connections: int = 1, waiting: float = 0.0) -> Any:
     wanted |= {"protocol": 2, "decode_responses": False, "retry": Retry(NoBackoff(), 0)}
     wanted |= {"max_connections": connections, "timeout": COMMAND_TIMEOUT}
     return redis.Redis(connection_pool=redis.BlockingConnectionPool(**wanted))
+
+
+def let_go(client: Any) -> None:
+    """Closes a client's connections, but for those that have a command of somebody's under way.
+
+    The pool's own method takes these along, and `Redis.close` leaves all to a garbage collection.
+    """
+    for connection in filter(None, list(client.connection_pool.pool.queue)):
+        with contextlib.suppress(Exception):
+            connection.disconnect()
 
 
 def in_words(error: Exception) -> str:

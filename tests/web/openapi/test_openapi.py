@@ -128,10 +128,10 @@ def test_it_asks_for_no_name_and_tells_none() -> None:
 
 
 def test_it_opens_nothing() -> None:
-    """Reading it starts no thread and joins no bus."""
+    """Reading it starts nothing that is a stream's."""
     host = app()
     served(host.test_client())
-    assert (service_of(host)._started, service_of(host)._neighbours.joined) == (0, 0)
+    assert service_of(host)._started == 0
 
 
 # Its methods
