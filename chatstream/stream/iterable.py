@@ -71,6 +71,11 @@ class StreamIterable:
         """What is to be the whole response, when the stream ended in an error before any byte."""
         return None if self._begun else self.stream.error
 
+    @property
+    def said_nothing(self) -> bool:
+        """Whether it was walked to its end, and that was without any byte."""
+        return self._over and not self._begun
+
     def detach(self, exchange: Exchange, start_response: Callable[[bytes], bytes]) -> bool:
         """Leaves the stream to the loop, in the place of the first `next`. See `Detached`.
 

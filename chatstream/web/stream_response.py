@@ -52,7 +52,9 @@ class StreamResponse(Response):
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(_UNWALKED, None)
-        return _Begun(self, self._source, environ, start_response)
+        # What the app has put in our body's place is what is sent, and somebody has to walk it.
+        begun = _Begun if self.response is self._source else _Walked
+        return begun(self, self._source, environ, start_response)
 
     def without_bytes(self) -> bytes:
         """The stream has ended without any: in an error, or with nothing of the provider's to say.
@@ -62,15 +64,23 @@ class StreamResponse(Response):
         """
         error = self._source.refusal
         if error is None:
-            return self._source.stream.last_words()
-        response = self._refuse(error)
-        self.status = response.status
-        self.headers.update(response.headers)
-        del self.headers["X-Accel-Buffering"]
-        return response.get_data()
+            data = self._source.stream.last_words()
+        else:
+            response = self._refuse(error)
+            data = response.get_data()
+            self.status = response.status
+            self.headers.update(response.headers)
+            del self.headers["X-Accel-Buffering"]
+        if self.response is not self._source:  # then what is said of that body holds no more
+            if hasattr(self.response, "close"):
+                self.call_on_close(self.response.close)
+            self.response = [data]
+            for name in ("Content-Encoding", "Content-Length", "ETag"):
+                self.headers.pop(name, None)
+        return data
 
 
-class _Begun(Detachable):
+class _Walked:
     """The iterable of one StreamResponse, for one server."""
 
     def __init__(
@@ -84,22 +94,22 @@ class _Begun(Detachable):
         self._source = source
         self._environ = environ
         self._start_response = start_response
+        self._pieces = iter(response.iter_encoded())
         self._started = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        data = next(self._source, b"")
+        data = next(filter(None, self._pieces), b"")
         if not self._started:
             self._started = True
+            if self._source.said_nothing:  # what was made of nothing, as gzip's end, is no answer
+                data = b""
             data = self._start(data)
         if not data:
             raise StopIteration
         return data
-
-    def detach(self, exchange: Exchange) -> bool:
-        return self._source.detach(exchange, self._start)
 
     def close(self) -> None:
         self._source.close()
@@ -113,8 +123,16 @@ class _Begun(Detachable):
     def _start(self, data: bytes) -> bytes:
         """Sends status and headers; returns the first bytes."""
         response = self._response
-        data = data or response.without_bytes()
+        if not data and self._source.stream.ended:
+            data = response.without_bytes()
         self._start_response(
             response.status, response.get_wsgi_headers(self._environ).to_wsgi_list()
         )
         return data
+
+
+class _Begun(_Walked, Detachable):
+    """The same, where nothing stands in our body's place: nobody has to walk it."""
+
+    def detach(self, exchange: Exchange) -> bool:
+        return self._source.detach(exchange, self._start)

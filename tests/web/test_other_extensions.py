@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 import pytest
+<<<<<<< HEAD
 import responses
+=======
+import requests
+>>>>>>> web2
 from flask import Flask, request
+from flask_compress import Compress
 from flask_cors import CORS
 from flask_limiter import Limiter, RateLimitExceeded
 from flask_limiter.util import get_remote_address
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 
+<<<<<<< HEAD
 from chatstream import ChatStream, stream_ended
 from chatstream.testing import Browser, Live, Provider
 from tests.web.chat import DONE, EVENT, Chat, MakeChat, assert_not_found
+=======
+from chatstream import Cause, ChatStream, Kind, stream_ended
+from chatstream.testing import Answer, Browser, Live, Provider
+>>>>>>> web2
 
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer
@@ -29,6 +39,7 @@ Serve = Callable[[Flask], Live]
 
 PAGE = "https://chat.example.org"
 OTHER = "https://evil.example.net"
+EVENTS = "text/event-stream"
 STREAM, CANCEL = "/api/chat/stream", "/api/chat/cancel/s-1"
 QUESTION = {"messages": [{"role": "user", "content": "Hello?"}]}
 
@@ -314,6 +325,7 @@ def test_flask_login_names_the_owner(
     assert "a listener failed" not in caplog.text
 
 
+<<<<<<< HEAD
 # Flask-WTF
 
 
@@ -348,3 +360,106 @@ def test_csrf_exemption(guarded: Chat, answers: responses.RequestsMock) -> None:
     guarded.app.extensions["guard"].exempt(guarded.app.blueprints["chatstream"])
     assert guarded.post().data == EVENT + DONE
     assert_not_found(guarded.cancel("/s-1"))
+=======
+# What an app puts in our body's place: Flask-Compress, a filter of its own
+
+
+def compressed(**config: Any) -> Flask:
+    app = make(CHATSTREAM_OPENAI_PREFIX="/v1", COMPRESS_MIN_SIZE=0, **config)
+    Compress(app)
+    return app
+
+
+def whole_answer(live: Live, **script: Any) -> requests.Response:
+    """As OpenAI's clients ask for an answer in one piece. Says that it takes deflate."""
+    question = {**QUESTION, "simulate": script}
+    headers = {"X-User": "ada", "Accept-Encoding": "deflate"}
+    return requests.post(f"{live.url}/v1/chat/completions", json=question, headers=headers)
+
+
+def test_flask_compress_with_its_defaults(chatstream_live: Serve) -> None:
+    """An answer in one piece says that it is compressed, and is."""
+    live = chatstream_live(compressed())
+    reply = whole_answer(live, tokens=3, rate=0)
+    assert reply.headers["Content-Encoding"] == "deflate"
+    assert reply.json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_flask_compress_of_a_refusal(chatstream_live: Serve) -> None:
+    """Nothing was compressed, and nothing says so: the provider's status, and a body to be read."""
+    live = chatstream_live(compressed())
+    reply = whole_answer(live, status=429, retry_after=7)
+    assert reply.status_code == 429
+    assert reply.headers["Retry-After"] == "7"
+    assert "Content-Encoding" not in reply.headers
+    assert reply.json()["error"]["code"] == "upstream_rate_limited"
+
+
+def test_flask_compress_of_events(chatstream_live: Serve) -> None:
+    """Told to take event streams, it is given them piece by piece."""
+    live = chatstream_live(compressed(COMPRESS_MIMETYPES=[EVENTS]))
+    question = {**QUESTION, "simulate": {"text": "Once upon a time.", "tokens": 4, "rate": 0}}
+    headers = {"X-User": "ada", "Accept-Encoding": "deflate"}
+    reply = requests.post(f"{live.url}{STREAM}", json=question, headers=headers)
+    assert reply.headers["Content-Encoding"] == "deflate"
+    assert reply.text.endswith("data: [DONE]\n\n")
+
+
+def masking(word: bytes) -> Flask:
+    """An app that lets a word out to nobody."""
+    app = make()
+
+    @app.after_request
+    def mask(response: flask.Response) -> flask.Response:
+        pieces = response.response
+        if response.mimetype == EVENTS:
+            response.response = (piece.replace(word, b"****") for piece in pieces)
+            response.call_on_close(pieces.close)
+        return response
+
+    return app
+
+
+def test_a_filter_of_the_apps_own(chatstream_live: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """It sees all that goes out, while it goes out; the operator is told what that costs."""
+    live = chatstream_live(masking(b"secret"))
+    live.headers["X-User"] = "ada"
+    script = {"text": "It is secret.", "tokens": 3, "rate": 0}
+    answer = live.ask("Hello?", script={**script, "silent_after": 3})
+    answer.wait(events=2)
+    assert answer.cancel().status == 200
+    assert "secret" not in answer.read()
+    assert "****" in answer.read()
+    assert live.outcome(answer).kind is Kind.ABORTED
+
+
+def test_a_stop_where_the_app_has_put_a_filter(
+    chatstream_live: Serve, chatstream_provider: Provider
+) -> None:
+    """By a cancel and by a close, before a word and after: the provider is told as ever."""
+    live = chatstream_live(masking(b"secret"))
+    live.headers["X-User"] = "ada"
+    for script, events in (({"headers_after": 60}, 0), ({"silent_after": 2}, 2)):
+        for stop in (Answer.cancel, Answer.close):
+            answer = live.ask("Hello?", script=script, wait=bool(events))
+            if events:
+                answer.wait(events)
+            chatstream_provider.wait(answer)
+            stop(answer)
+            assert chatstream_provider.told(answer).tokens_after == 0
+            assert live.outcome(answer).cause in (Cause.CLIENT, Cause.CANCEL)
+
+
+def test_another_body_in_the_place_of_ours(chatstream_live: Serve) -> None:
+    """The provider is never asked for what nobody is sent."""
+    app = make()
+
+    @app.after_request
+    def replace(response: flask.Response) -> flask.Response:
+        response.set_data("Closed for today.")
+        return response
+
+    live = chatstream_live(app)
+    live.headers["X-User"] = "ada"
+    assert live.post(STREAM, json=QUESTION).text == "Closed for today."
+>>>>>>> web2
