@@ -29,7 +29,6 @@ from chatstream import (
     ConfigError,
     Refused,
     Service,
-    Stream,
     StreamError,
     StreamIterable,
     Unconfirmed,
@@ -42,7 +41,7 @@ from chatstream.errors import RequestTimeout, conflict, too_many
 from chatstream.settings.table import Settings
 from chatstream.simulator import Simulator
 from chatstream.sockets import native
-from chatstream.stream.forms import WholeStream
+from chatstream.stream.forms import EventStream, WholeStream
 from chatstream.upstream.body import MockedBody
 from chatstream.workers import draining, server, slots
 from chatstream.workers.slots import Slots
@@ -1854,7 +1853,7 @@ def test_a_provider_that_quotes_our_key(service: MakeService, whole: bool) -> No
     )
     with responses.RequestsMock() as mock:
         mock.post(URL, body=body, content_type=kind)
-        iterable = service().open(PAYLOAD, form=WholeStream if whole else Stream)
+        iterable = service().open(PAYLOAD, form=WholeStream if whole else EventStream)
         said = b"".join(iterable) or iterable.stream.last_words()
         iterable.close()
     assert b"bad key [key]" in said

@@ -13,6 +13,7 @@ import pytest
 from chatstream.dialects import sse
 from chatstream.errors import Busy, StreamError, UpstreamError
 from chatstream.sockets.loop import Loop
+from chatstream.stream.forms import EventStream
 from chatstream.stream.iterable import StreamIterable
 from chatstream.stream.outcome import Cause, Kind, Outcome, Phase
 from chatstream.stream.stream import DRAIN, Stream
@@ -27,7 +28,7 @@ class Walk:
     """One stream, its iterable, and the provider's end of a connection that answers it."""
 
     def __init__(self, *, answers: bool = True, **options: Any) -> None:
-        self.stream = Stream("s", "t")
+        self.stream = EventStream("s", "t")
         self.provider, self.sock = socket.socketpair()
         self.provider.settimeout(5)
         self.body = SocketpairBody(self.sock)

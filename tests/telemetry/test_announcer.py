@@ -31,8 +31,8 @@ from chatstream import (
     stream_started,
 )
 from chatstream.dialects.base import Usage
+from chatstream.stream.forms import EventStream
 from chatstream.stream.outcome import Phase
-from chatstream.stream.stream import Stream
 from chatstream.stream.tally import Tally
 from chatstream.stream.transcript import Transcript
 from chatstream.telemetry.announcer import log_outcome
@@ -402,7 +402,7 @@ def test_text_is_kept_for_who_needs_it(
     @usage_only
     def count(app: flask.Flask, outcome: Outcome) -> None: ...
 
-    stream = Stream("s", "t")
+    stream = EventStream("s", "t")
     stream.media_type = media_type
     stream_ended.disconnect(chat.listener._ended, chat.app)
     with stream_ended.connected_to(count, chat.app):

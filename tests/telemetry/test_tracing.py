@@ -18,8 +18,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 from chatstream import Cause, Service
 from chatstream.errors import Busy, UpstreamError
 from chatstream.settings.table import Settings
+from chatstream.stream.forms import EventStream
 from chatstream.stream.outcome import Outcome
 from chatstream.stream.stream import Stream
+from chatstream.stream.transcript import Transcript
 from chatstream.telemetry import tracing
 from chatstream.testing import Provider
 
@@ -241,9 +243,7 @@ def test_what_was_refused_has_no_span(
 
 def test_tokens_where_they_are_known(tracer: TracerProvider, spans: Callable[[], Any]) -> None:
     """They are where somebody listens; an estimate is said to be one."""
-    from chatstream.stream.transcript import Transcript
-
-    stream = Stream("s", "t")
+    stream = EventStream("s", "t")
     stream.transcript = Transcript(9)
     end = tracing.create("https://api.deepseek.com/chat/completions").begin(stream, PAYLOAD, {})
     stream.feed(b'data: {"model":"m-1","choices":[{"delta":{"content":"Hello"}}]}\n\n')

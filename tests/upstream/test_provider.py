@@ -28,6 +28,7 @@ from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
 from chatstream.settings.table import Settings
 from chatstream.sockets.handle import SocketHandle
 from chatstream.sockets.loop import Loop
+from chatstream.stream.forms import EventStream
 from chatstream.stream.outcome import Cause, Phase
 from chatstream.stream.sides import Body
 from chatstream.stream.stream import Stream
@@ -258,7 +259,7 @@ class Call(threading.Thread):
 
 
 def opened(upstream: Upstream, stream: Stream | None = None) -> Body:
-    return upstream.open(PAYLOAD, stream or Stream("s", "t"))
+    return upstream.open(PAYLOAD, stream or EventStream("s", "t"))
 
 
 def rest_of(body: Body) -> bytes:
@@ -267,7 +268,7 @@ def rest_of(body: Body) -> bytes:
 
 def whole_call(upstream: Upstream, stream: Stream | None = None) -> bytes:
     """One stream from the request to its completion."""
-    stream = stream or Stream("s", "t")
+    stream = stream or EventStream("s", "t")
     body = opened(upstream, stream)
     try:
         data = rest_of(body)
@@ -279,7 +280,7 @@ def whole_call(upstream: Upstream, stream: Stream | None = None) -> bytes:
 
 def refused(upstream: Upstream, stream: Stream | None = None) -> StreamError:
     """The error with which a call ends. Ends its stream, too, as the caller has to."""
-    stream = stream or Stream("s", "t")
+    stream = stream or EventStream("s", "t")
     with pytest.raises(StreamError) as caught:
         upstream.open(PAYLOAD, stream)
     stream.fail(caught.value)
@@ -348,7 +349,7 @@ def upstream(provider: Any) -> Iterator[Callable[..., Upstream]]:
 
 @pytest.fixture
 def stream() -> Stream:
-    return Stream("s", "t")
+    return EventStream("s", "t")
 
 
 MakeProvider = Callable[[Script], Provider]
@@ -379,7 +380,7 @@ def test_a_stream_may_have_headers_of_its_own(
     """They are this call's only, and none of them takes the place of one of ours."""
     there = provider(always_says(WHOLE))
     us = upstream(there.url, api_key=key)
-    stream = Stream("s", "t")
+    stream = EventStream("s", "t")
     ours = {
         "AUTHORIZATION": "Bearer evil",
         "Content-Type": "text/evil",
@@ -407,7 +408,7 @@ def test_a_stream_may_have_headers_of_its_own(
 def test_a_header_that_would_be_two_is_none(provider: MakeProvider, upstream: MakeUpstream) -> None:
     """A line's end in a value: nothing is sent, and the stream fails as any that cannot be."""
     there = provider(always_says(WHOLE))
-    stream = Stream("s", "t")
+    stream = EventStream("s", "t")
     stream.headers = {"X-Tenant": "7\r\nAuthorization: evil"}
     with pytest.raises(UpstreamError):
         upstream(there.url).open(PAYLOAD, stream)
@@ -1079,7 +1080,7 @@ def test_a_detached_bodys_connection_serves_the_next_stream(
     there = provider(always_says(WHOLE))
     us = upstream(there.url)
     for _ in range(2):
-        stream = Stream("s", "t")
+        stream = EventStream("s", "t")
         body = opened(us, stream)
         body.detach()
         eventually(lambda body=body: body.receive_now() == b"", "the end")  # type: ignore[misc]
@@ -1251,7 +1252,7 @@ def test_no_more_idle_connections_than_slots(
     """Six streams at once leave at most four idle connections, silently."""
     there = provider(always_says(WHOLE))
     us = upstream(there.url)
-    streams = [Stream("s", f"t-{n}") for n in range(6)]
+    streams = [EventStream("s", f"t-{n}") for n in range(6)]
     bodies = [opened(us, stream) for stream in streams]
     for stream, body in zip(streams, bodies, strict=True):
         rest_of(body)
@@ -1259,7 +1260,7 @@ def test_no_more_idle_connections_than_slots(
         body.close()
     eventually(lambda: states_to(there.address[1]).count("01") == 4)
     assert caplog.records == []
-    bodies = [opened(us, Stream("s", f"u-{n}")) for n in range(4)]
+    bodies = [opened(us, EventStream("s", f"u-{n}")) for n in range(4)]
     assert len(there.peers) == 6
     for body in bodies:
         rest_of(body)
@@ -1289,7 +1290,7 @@ def test_a_late_stop_does_not_reach_the_next_stream(
     body = opened(us, stream)
     rest_of(body)
     body.close()
-    following = Stream("s", "t-2")
+    following = EventStream("s", "t-2")
     next_body = opened(us, following)
     assert next_body.receive(5) == EVENT
     assert stream.abort(Cause.CANCEL) is True
@@ -1706,7 +1707,7 @@ def test_a_stop_in_a_silent_body(
     assert woken.wait(5)
     reader.join(5)
     body.close()
-    other = Stream("s", "t-2")
+    other = EventStream("s", "t-2")
     opened(us, other).close()
     assert len(there.peers) == 2
 
@@ -1729,7 +1730,7 @@ def test_many_stops_leave_nothing(provider: MakeProvider, upstream: MakeUpstream
     us = upstream(there.url)
     before = descriptors()
     for number in range(100):
-        stream = Stream("s", f"t-{number}")
+        stream = EventStream("s", f"t-{number}")
         if number % 3 == 0:
             body = opened(us, stream)
             stream.abort(Cause.CANCEL)
