@@ -15,7 +15,6 @@ import pytest
 
 from chatstream.errors import Busy, StreamAborted, UpstreamError
 from chatstream.sockets.handle import SocketHandle
-from chatstream.sockets.loop import Loop
 from chatstream.stream.outcome import Cause, Kind, Outcome, Phase
 from chatstream.stream.stream import Stream
 from tests.conftest import descriptors
@@ -242,40 +241,6 @@ def test_a_stop_reaches_the_provider_before_it_returns(
         theirs.send(b"x")
 
 
-def test_a_stop_wakes_a_blocked_reader(
-    stream: Stream, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    """A thread that sleeps in `recv` on the socket itself returns at once."""
-    ours, _ = pair
-    stream.arm(ours)
-    ours.settimeout(30)
-    got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append(ours.recv(1)))
-    reader.start()
-    stream.abort(Cause.CANCEL)
-    reader.join(5)
-    assert got == [b""]
-
-
-def test_a_handle_made_before_connect_reaches_the_connection(stream: Stream) -> None:
-    """The handle is taken before `connect()`, so that no phase is out of reach."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as ours:
-        stream.arm(ours)
-        ours.connect(listener.getsockname())
-        theirs, _ = listener.accept()
-        with theirs:
-            theirs.settimeout(5)
-            stream.abort(Cause.CANCEL)
-            assert theirs.recv(1) == b""
-
-
-def test_a_stop_before_connect_is_no_error(stream: Stream) -> None:
-    """A socket that is not connected yet has nothing to shut down; the stop is recorded."""
-    with socket.socket() as ours:
-        stream.arm(ours)
-        assert stream.abort(Cause.CANCEL) is True
-
-
 @pytest.mark.parametrize("end", ENDS)
 def test_an_ended_stream_arms_nothing(
     stream: Stream, pair: tuple[socket.socket, socket.socket], end: str
@@ -382,31 +347,3 @@ def test_a_closed_socket_is_no_lack_of_descriptors(stream: Stream) -> None:
     theirs.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         stream.arm(ours)
-
-
-def test_a_stop_gives_the_client_its_patience(
-    stream: Stream, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After an abort a client that takes no bytes has its socket shut down; not before one."""
-    monkeypatch.setattr("chatstream.stream.stream.CLIENT_PATIENCE", 0.1)
-    loop = Loop()
-    server, _client = pair
-    server.settimeout(5)
-    ended = threading.Event()
-    stream.client = loop.watch(server, lambda: None)
-
-    def write() -> None:
-        try:
-            while True:
-                server.sendall(b"x" * 65536)
-        except BrokenPipeError:
-            ended.set()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    assert not ended.wait(0.3)
-    stream.abort(Cause.CANCEL)
-    assert ended.wait(4)
-    writer.join(5)
-    stream.client.release()
-    loop.stop()
