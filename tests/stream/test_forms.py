@@ -466,38 +466,6 @@ def test_a_fault_after_a_ping_is_the_answer(move: MakeMoved, said: bytes, code: 
     assert json.loads(b"".join(m.rest()))["error"]["code"] == code
 
 
-def test_silence_ends_it(move: MakeMoved) -> None:
-    """A provider that says nothing inside its answer is given up."""
-    m = move(idle_timeout=0.1)
-    m.start()
-    m.say(ANSWER[:5])
-    assert m.rest() == []
-    assert m.end().code == "upstream_idle"
-
-
-def test_a_client_that_leaves_stops_it(move: MakeMoved) -> None:
-    """While nothing has been said to it yet."""
-    m = move(answers=False)
-    m.start()
-    m.answer()
-    m.leave()
-    assert m.hears_the_end()
-    assert m.end().cause is Cause.CLIENT
-
-
-def test_a_long_answer_to_a_slow_client(move: MakeMoved) -> None:
-    """It is sent as the client takes it, and nothing of it is lost."""
-    m = move(buffers=8192)
-    answer = b'{"a": "%b"}' % (b"0123456789" * 200_000)
-    m.start()
-    m.say(answer)
-    m.provider.close()
-    m.blocked()
-    received = m.take(len(answer) + 100)
-    assert received.endswith(answer)
-    assert m.end().kind is Kind.COMPLETED
-
-
 def test_a_whole_answer_that_quotes_the_key() -> None:
     """A provider's error in one piece is passed on without it."""
     stream = WholeStream("s", "t")
