@@ -157,6 +157,12 @@ class UpstreamError(StreamError):
     type = "upstream_error"
 
 
+class ProviderEvent(UpstreamError):
+    """The provider said inside its answer that it failed; its own words tell the client."""
+
+    code = "upstream_error"
+
+
 def headers_late() -> UpstreamError:
     """The word for a provider that has not answered in time."""
     return UpstreamError(
@@ -167,6 +173,13 @@ def headers_late() -> UpstreamError:
 def idle() -> UpstreamError:
     """The word for a provider that is silent in the middle of its answer."""
     return UpstreamError("The provider stopped in the middle of its answer.", code="upstream_idle")
+
+
+def not_whole() -> UpstreamError:
+    """The word for an answer that ended too early."""
+    return UpstreamError(
+        "The provider's answer ended before it was whole.", code="upstream_truncated"
+    )
 
 
 def out_of_descriptors(error: BaseException) -> bool:
@@ -183,16 +196,3 @@ def busy_without_descriptors() -> Iterator[None]:
         if out_of_descriptors(error):
             raise Busy("This worker has no free descriptor. Please try again.") from error
         raise
-
-
-class ProviderEvent(UpstreamError):
-    """The provider said inside its answer that it failed; its own words tell the client."""
-
-    code = "upstream_error"
-
-
-def not_whole() -> UpstreamError:
-    """The word for an answer that ended too early."""
-    return UpstreamError(
-        "The provider's answer ended before it was whole.", code="upstream_truncated"
-    )

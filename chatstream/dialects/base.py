@@ -32,6 +32,14 @@ class Usage(NamedTuple):
     estimated: bool = False
 
 
+Words = tuple[str, str, int, str | None, Usage | None]
+"""What one piece of an answer says. Nothing with names: one is made of every event.
+
+Text; what the model thinks aloud before it; in how many pieces these came; who answers; what the
+provider says was used.
+"""
+
+
 class Kind(enum.Enum):
     """What a block is to the relay."""
 

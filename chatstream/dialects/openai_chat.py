@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from chatstream.dialects.base import Kind, Usage, parsed
+from chatstream.dialects.base import Kind, Usage, Words, parsed
 from chatstream.dialects.estimate import estimate
 from chatstream.dialects.sse import fields
 from chatstream.errors import Refused, StreamError
@@ -71,6 +70,29 @@ CANCELLED = "cancelled"
 """The finish_reason of an answer that a cancel stopped, or the session's next question."""
 
 
+def cancelled(
+    kind: str, stream_id: str, model: str, created: int, said: dict[str, Any]
+) -> dict[str, Any]:
+    """An answer of ours: a stop, and what was `said` before it.
+
+    Args:
+        kind: The `object`: a chunk, or a whole answer.
+        stream_id: Whose.
+        model: Who was to answer.
+        created: When, in seconds of Unix time.
+        said: The choice's delta or message.
+    """
+    choice = {"index": 0, **said, "logprobs": None, "finish_reason": CANCELLED}
+    return {
+        "id": f"chatcmpl-{stream_id}",
+        "object": kind,
+        "created": created,
+        "model": model,
+        "choices": [choice],
+        "usage": None,  # nobody knows, and zero would be a fact
+    }
+
+
 def error_object(error: StreamError) -> dict[str, Any]:
     """An error as OpenAI's API puts it."""
     kind = _TYPES.get(error.status, error.type if error.status >= 500 else "invalid_request_error")
@@ -84,10 +106,7 @@ _MESSAGE = 1000
 
 def sentence(body: bytes, key: str) -> str:
     """What a provider's error body says, without our key; "" if it is none."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
+    value = parsed(body)
     error = value.get("error") if isinstance(value, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     if not isinstance(message, str):
@@ -190,15 +209,40 @@ def prompt_tokens(payload: bytes) -> int | None:
     messages = request.get("messages") if isinstance(request, dict) else None
     if not isinstance(messages, list):
         return None
-    return sum(estimate(_words(message.get("content"))) for message in dicts(messages))
+    return sum(estimate(_text(message.get("content"))) for message in dicts(messages))
 
 
-def _words(content: Any) -> str:
+def _text(content: Any) -> str:
     """A message's text: it has one, or parts of which some are text."""
     if isinstance(content, str):
         return content
     parts = (part.get("text") for part in dicts(content))
     return "".join(part for part in parts if isinstance(part, str))
+
+
+def words(value: dict[str, Any], *, whole: bool) -> Words:
+    """What one JSON object says: an event's, or a whole answer's. Of several choices the first."""
+    text = reasoning = ""
+    pieces = 0
+    for choice in dicts(value.get("choices")):
+        said = choice.get("message" if whole else "delta")
+        if isinstance(said, dict) and choice.get("index", 0) == 0:
+            content = said.get("content")
+            if content and isinstance(content, str):
+                text += content
+                pieces += 1
+            thought = said.get("reasoning_content") or said.get("reasoning")  # DeepSeek, OpenRouter
+            if thought and isinstance(thought, str):
+                reasoning += thought
+                pieces += 1
+    model, usage = value.get("model"), value.get("usage")
+    return (
+        text,
+        reasoning,
+        pieces,
+        model if isinstance(model, str) else None,
+        usage_of(usage) if isinstance(usage, dict) else None,
+    )
 
 
 def usage_of(value: dict[str, Any]) -> Usage:

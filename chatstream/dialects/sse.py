@@ -2,7 +2,8 @@
 
 The rules are those of the WHATWG HTML standard, section 9.2.6 "Interpreting an event stream"
 (https://html.spec.whatwg.org/multipage/server-sent-events.html): a line ends with CRLF, LF or CR;
-an event ends with an empty line; a line that starts with a colon is a comment.
+an event ends with an empty line; a line that starts with a colon is a comment; one byte order mark
+at the very beginning is no part of a line.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ import json
 import re
 from collections.abc import Callable
 
+MEDIA_TYPE = "text/event-stream"
+
 PING = b": ping\n\n"
 
 MAX_EVENT = 1024 * 1024
 """Longest event, in bytes. An event that does not end would otherwise fill the memory."""
+
+BOM = b"\xef\xbb\xbf"
+"""A byte order mark."""
 
 _CR = ord("\r")
 
@@ -28,7 +34,8 @@ _LINE_END = re.compile(_EOL)
 class Splitter:
     """Cuts a byte stream into blocks that each end with an empty line.
 
-    The blocks joined are the input, byte for byte, less an unterminated tail. Not safe to share
+    A byte order mark at its beginning is a block of its own, which comes with the first one. The
+    blocks joined are the input, byte for byte, less an unterminated tail. Not safe to share
     between threads.
 
     Attributes:
@@ -39,6 +46,7 @@ class Splitter:
     def __init__(self, max_event: int = MAX_EVENT) -> None:
         self.overflow = False
         self._max_event = max_event
+        self._most_plain = -1  # bytes; none before `feed` has seen how the stream begins
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -59,6 +67,9 @@ class Splitter:
             start = position
         del buffer[:start]
         self.overflow = self.overflow or len(buffer) > self._max_event
+        if blocks and self._most_plain < 0:
+            self._most_plain = self._max_event
+            return _unmarked(blocks)
         return blocks
 
     def plain(
@@ -66,7 +77,8 @@ class Splitter:
     ) -> tuple[bytes, int] | None:
         """What `feed` would return, in one piece, and how many events are in it.
 
-        None where `plain_events` cannot tell: nothing has been taken, and `feed` is to look.
+        None where `plain_events` cannot tell, and at the beginning, where a byte order mark may
+        be: nothing has been taken, and `feed` is to look.
         """
         if not self._buffer and data[-2:] == b"\n\n":
             blocks, tail = data, b""  # what a provider sends nearly always
@@ -75,7 +87,7 @@ class Splitter:
             if not end:
                 return None
             blocks = b"".join((self._buffer, head, end))
-        if len(blocks) + len(tail) > self._max_event or _CR in tail:
+        if len(blocks) + len(tail) > self._most_plain or _CR in tail:
             return None  # an event may be too long, or end with CR: `feed` looks at each
         events = plain_events(blocks)
         if events is None:
@@ -93,6 +105,12 @@ class Splitter:
         """
         ends = match.group()
         return match.end() == len(match.string) and ends.endswith(b"\r") and ends != b"\r\r"
+
+
+def _unmarked(blocks: list[bytes]) -> list[bytes]:
+    """A stream's first blocks, less the byte order mark, which stands before them."""
+    first, *others = blocks
+    return [BOM, first.removeprefix(BOM), *others] if first.startswith(BOM) else blocks
 
 
 def fields(block: bytes) -> tuple[bytes | None, bytes]:

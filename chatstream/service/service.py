@@ -21,6 +21,7 @@ from chatstream.service.neighbours import Neighbours
 from chatstream.service.registry import Registry
 from chatstream.settings.table import Settings
 from chatstream.sockets.loop import Loop, Timer
+from chatstream.stream.forms import EventStream
 from chatstream.stream.iterable import StreamIterable
 from chatstream.stream.outcome import Cause, Outcome
 from chatstream.stream.stream import Stream
@@ -203,7 +204,7 @@ class Service:
         stream_id: str | None = None,
         owner: str = "",
         environ: Mapping[str, Any] | None = None,
-        form: Callable[[str, str, str], Stream] = Stream,
+        form: Callable[[str, str, str], Stream] = EventStream,
     ) -> StreamIterable:
         """Begins a stream. The provider is called at the iterable's first `next`.
 

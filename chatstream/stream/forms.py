@@ -1,8 +1,8 @@
-"""The forms that OpenAI's clients know an answer in: chunks, and one piece of JSON.
+"""The forms of an answer: events, and for OpenAI's clients chunks or one piece of JSON.
 
 What is different is the form; how it is called, moved and stopped is as with any stream. A stop is
-said in both: to these clients an answer without a finish_reason is broken, and an error is a reason
-to ask again.
+said in both of OpenAI's: to these clients an answer without a finish_reason is broken, and an error
+is a reason to ask again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 from time import time
 from typing import Any
 
+from chatstream.dialects import base, openai_chat, sse
 from chatstream.dialects.base import parsed
-from chatstream.dialects.openai_chat import CANCELLED, DONE, error_object
+from chatstream.dialects.openai_chat import DONE, error_object
 from chatstream.errors import ProviderEvent, UpstreamError, not_whole
 from chatstream.stream.stream import Stream
 
@@ -28,6 +29,95 @@ longer one, which is no error, the framing has checked the length, and the brace
 
 _SPACE = b" \t\r\n"
 """JSON's (RFC 8259, section 2)."""
+
+
+_SLICE = 4096
+"""Bytes that are looked at event by event, where not all events are plain ones."""
+
+_COMMENT, _EVENT = base.Kind.COMMENT, base.Kind.EVENT
+
+
+class EventStream(Stream):
+    """One provider call that is answered in events: those that the provider sends, as it does."""
+
+    media_type = sse.MEDIA_TYPE
+    ping = sse.PING
+
+    def __init__(self, session_id: str, stream_id: str, owner: str = "") -> None:
+        super().__init__(session_id, stream_id, owner)
+        self._splitter = sse.Splitter()
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole events that `data` completes, for the client. May end the stream."""
+        out, events = self._splitter.plain(data, openai_chat.plain_events) or self._examined(data)
+        if self._verdict is not None and self.cause is not None:
+            return b""
+        self._passed(out, events)
+        return out
+
+    def _examined(self, data: bytes) -> tuple[bytes, int]:
+        """The whole events that `data` completes, up to a terminal one, and how many they are.
+
+        In slices, so that only the events around one that needs a closer look get it too.
+        """
+        out: list[bytes] = []
+        events = 0
+        for start in range(0, len(data), _SLICE):
+            piece = data[start : start + _SLICE]
+            plain = (
+                self._splitter.plain(piece, openai_chat.plain_events) if piece is not data else None
+            )
+            some, count = plain or self._classified(piece)
+            out.append(some)
+            events += count
+            if self._verdict is not None:
+                break
+        return b"".join(out), events
+
+    def _classified(self, data: bytes) -> tuple[bytes, int]:
+        """Like `_examined`, block by block."""
+        blocks = self._splitter.feed(data)
+        events = 0
+        for number, block in enumerate(blocks, 1):
+            kind = openai_chat.classify(block)
+            if kind is not _COMMENT:
+                events += 1
+                if kind is not _EVENT and self._terminal(kind):
+                    blocks = [*blocks[: number - 1], self.without_key(block)]
+                    break
+        if self._splitter.overflow:
+            self.fail(
+                UpstreamError(
+                    f"The provider sent an event of more than {sse.MAX_EVENT} bytes.",
+                    code="event_too_large",
+                )
+            )
+        return b"".join(blocks), events
+
+    def _terminal(self, kind: base.Kind) -> bool:
+        """What a block that is more than an event means; whether it is the last one."""
+        if kind is base.Kind.DONE:
+            self.complete()
+        elif kind is base.Kind.ERROR:
+            self.fail(ProviderEvent("The provider reported an error."))
+        else:
+            self._finish_reason = True
+        return kind is not base.Kind.FINISH
+
+    def eof(self) -> bytes:
+        """The provider's body has ended. Returns as `feed` does: b""."""
+        if self._finish_reason:
+            self.complete()
+        else:
+            self.fail(not_whole())
+        return b""
+
+    def last_words(self) -> bytes:
+        """What is left to say when it has ended: an error event, or nothing."""
+        error = self.error
+        if error is None or isinstance(error, ProviderEvent):
+            return b""
+        return sse.error_event(error.message, error.code, error.type)
 
 
 class _Completion(Stream):
@@ -48,19 +138,11 @@ class _Completion(Stream):
 
     def _cancelled(self, kind: str, said: dict[str, Any]) -> bytes:
         """An answer of ours: a stop, and what was `said` before it."""
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": CANCELLED}
-        value = {
-            "id": f"chatcmpl-{self.stream_id}",
-            "object": kind,
-            "created": int(time()),
-            "model": self._model,
-            "choices": [choice],
-            "usage": None,  # nobody knows, and zero would be a fact
-        }
+        value = openai_chat.cancelled(kind, self.stream_id, self._model, int(time()), said)
         return json.dumps(value).encode()
 
 
-class ChunkStream(_Completion):
+class ChunkStream(_Completion, EventStream):
     """One provider call that is answered in events, OpenAI's chunks."""
 
     def last_words(self) -> bytes:
@@ -151,4 +233,5 @@ class WholeStream(_Completion):
 
 def _outline(data: bytes) -> dict[str, Any] | None:
     """The same of a long answer, as far as it is seen from without."""
-    return {} if data[:1] == b"{" and data.rstrip(_SPACE)[-1:] == b"}" else None
+    begins = data[:4].removeprefix(sse.BOM).startswith(b"{")
+    return {} if begins and data.rstrip(_SPACE)[-1:] == b"}" else None

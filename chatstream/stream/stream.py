@@ -1,10 +1,10 @@
 """Stream: one provider call relayed to one client.
 
 `Stream` is what a stream is: its names, its verdict (the one way it ends), the upstream socket's
-handle, the framing of events and the counting. It moves no bytes. That is done by a mover: the
-iterable that a WSGI server walks with a thread of its own (`iterable`), or the loop (`detached`).
-A stop never needs the mover's help: `Stream.abort` records the cause and shuts the upstream socket
-down, from any thread.
+handle and the counting. What its client gets is the form's (`forms`). It moves no bytes. That is
+done by a mover: the iterable that a WSGI server walks with a thread of its own (`iterable`), or the
+loop (`detached`). A stop never needs the mover's help: `Stream.abort` records the cause and shuts
+the upstream socket down, from any thread.
 """
 
 from __future__ import annotations
@@ -15,15 +15,11 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from types import MappingProxyType
 
-from chatstream.dialects import base, openai_chat, sse
 from chatstream.errors import (
     Ended,
-    ProviderEvent,
     StreamAborted,
     StreamError,
-    UpstreamError,
     busy_without_descriptors,
-    not_whole,
     shutting_down,
 )
 from chatstream.sockets import native
@@ -49,16 +45,11 @@ _TOLD = {
 }
 """The causes that a client is told of. It knows of the others: they are its own."""
 
-_SLICE = 4096
-"""Bytes that are looked at event by event, where not all events are plain ones."""
-
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
-_COMMENT, _EVENT = base.Kind.COMMENT, base.Kind.EVENT
 
 
 class Stream:
-    """One provider call relayed to one client.
+    """One provider call relayed to one client. The base of all forms.
 
     Safe from any thread, where a method does not say otherwise.
 
@@ -79,8 +70,8 @@ class Stream:
         ping: What shows a client in silence that there is life: it means nothing in that form.
     """
 
-    media_type = "text/event-stream"
-    ping = sse.PING
+    media_type: str
+    ping: bytes
 
     def __init__(self, session_id: str, stream_id: str, owner: str = "") -> None:
         self.session_id = session_id
@@ -104,7 +95,6 @@ class Stream:
         # Held until the stream has ended and its socket is shut down. No Event: that has a KB.
         self._uneffected = native.allocate_lock()
         self._uneffected.acquire()
-        self._splitter = sse.Splitter()
         self._finish_reason = False
         self._events = 0
         self._bytes = 0
@@ -255,12 +245,16 @@ class Stream:
     # What goes through it. Mover only.
 
     def feed(self, data: bytes) -> bytes:
-        """The whole events that `data` completes, for the client. May end the stream."""
-        out, events = self._splitter.plain(data, openai_chat.plain_events) or self._examined(data)
-        if self._verdict is not None and self.cause is not None:
-            return b""
-        self._passed(out, events)
-        return out
+        """What `data` adds that can be sent, for the client. May end the stream."""
+        raise NotImplementedError
+
+    def eof(self) -> bytes:
+        """The provider's body has ended. Returns as `feed` does. Ends the stream."""
+        raise NotImplementedError
+
+    def last_words(self) -> bytes:
+        """What is left to say when it has ended."""
+        return b""
 
     def _passed(self, data: bytes, events: int) -> None:
         """Notes what the client is about to be sent."""
@@ -276,73 +270,9 @@ class Stream:
         if self.transcript is not None and not self.unattended:
             self.transcript.drop(count)
 
-    def _examined(self, data: bytes) -> tuple[bytes, int]:
-        """The whole events that `data` completes, up to a terminal one, and how many they are.
-
-        In slices, so that only the events around one that needs a closer look get it too.
-        """
-        out: list[bytes] = []
-        events = 0
-        for start in range(0, len(data), _SLICE):
-            piece = data[start : start + _SLICE]
-            plain = (
-                self._splitter.plain(piece, openai_chat.plain_events) if piece is not data else None
-            )
-            some, count = plain or self._classified(piece)
-            out.append(some)
-            events += count
-            if self._verdict is not None:
-                break
-        return b"".join(out), events
-
-    def _classified(self, data: bytes) -> tuple[bytes, int]:
-        """Like `_examined`, block by block."""
-        blocks = self._splitter.feed(data)
-        events = 0
-        for number, block in enumerate(blocks, 1):
-            kind = openai_chat.classify(block)
-            if kind is not _COMMENT:
-                events += 1
-                if kind is not _EVENT and self._terminal(kind):
-                    blocks = [*blocks[: number - 1], self.without_key(block)]
-                    break
-        if self._splitter.overflow:
-            self.fail(
-                UpstreamError(
-                    f"The provider sent an event of more than {sse.MAX_EVENT} bytes.",
-                    code="event_too_large",
-                )
-            )
-        return b"".join(blocks), events
-
-    def _terminal(self, kind: base.Kind) -> bool:
-        """What a block that is more than an event means; whether it is the last one."""
-        if kind is base.Kind.DONE:
-            self.complete()
-        elif kind is base.Kind.ERROR:
-            self.fail(ProviderEvent("The provider reported an error."))
-        else:
-            self._finish_reason = True
-        return kind is not base.Kind.FINISH
-
     def without_key(self, error: bytes) -> bytes:
         """What a provider says of its failure, which may quote the key that it was sent."""
         return error.replace(self.key, b"[key]") if self.key else error
-
-    def eof(self) -> bytes:
-        """The provider's body has ended. Returns as `feed` does: b""."""
-        if self._finish_reason:
-            self.complete()
-        else:
-            self.fail(not_whole())
-        return b""
-
-    def last_words(self) -> bytes:
-        """What is left to say when it has ended: an error event, or nothing."""
-        error = self.error
-        if error is None or isinstance(error, ProviderEvent):
-            return b""
-        return sse.error_event(error.message, error.code, error.type)
 
     def outcome(self) -> Outcome:
         """How the stream ended, as of now. Only once it has ended. Mover only."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from chatstream.dialects import sse
 from chatstream.dialects.base import Usage, parsed
 from chatstream.dialects.estimate import estimate
-from chatstream.dialects.openai_chat import dicts, usage_of
+from chatstream.dialects.openai_chat import words
 
 BATCH = 16 * 1024
 """Bytes of events that wait to be read."""
@@ -49,6 +49,7 @@ class Transcript:
         self._prompt_tokens = prompt_tokens
         self._whole = whole
         self._pending = bytearray()
+        self._splitter = sse.Splitter()
         self._text = io.StringIO()
         self._reasoning = io.StringIO()
         self._deltas = 0
@@ -95,7 +96,7 @@ class Transcript:
         if self._whole:
             self._note(parsed(data))
             return
-        for block in sse.Splitter().feed(data):
+        for block in self._splitter.feed(data):
             value, _ = sse.fields(block)
             if value is not None:
                 self._note(parsed(value))
@@ -104,21 +105,14 @@ class Transcript:
         """One event's JSON, or the whole answer's."""
         if not isinstance(value, dict):
             return
-        if self._model is None and isinstance(value.get("model"), str):
-            self._model = value["model"]
-        if isinstance(value.get("usage"), dict):
-            self._reported = usage_of(value["usage"])
-        for choice in dicts(value.get("choices")):
-            said = choice.get("message" if self._whole else "delta")
-            if choice.get("index", 0) == 0 and isinstance(said, dict):
-                self._note_choice(said)
-
-    def _note_choice(self, said: dict[str, Any]) -> None:
-        thought = said.get("reasoning_content") or said.get("reasoning")  # DeepSeek's; OpenRouter's
-        for words, kept in ((said.get("content"), self._text), (thought, self._reasoning)):
-            if words and isinstance(words, str):
-                kept.write(words)
-                self._deltas += 1
+        text, reasoning, pieces, model, usage = words(value, whole=self._whole)
+        self._text.write(text)
+        self._reasoning.write(reasoning)
+        self._deltas += pieces
+        if self._model is None:
+            self._model = model
+        if usage is not None:
+            self._reported = usage
 
 
 def _joined(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import requests
 from requests.auth import AuthBase
 
+from chatstream.dialects import sse
 from chatstream.dialects.openai_chat import sentence
 from chatstream.errors import Busy, StreamAborted, StreamError, UpstreamError
 from chatstream.settings.table import Settings
@@ -249,6 +250,6 @@ def _whole(body: Body) -> bytes:
 
 def _something_else(what: str, wanted: str) -> UpstreamError:
     words = f"The provider answered with {what}."
-    if wanted == Stream.media_type:
+    if wanted == sse.MEDIA_TYPE:
         return UpstreamError(words, code="upstream_not_stream")
     return UpstreamError(words, code="upstream_not_json")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from chatstream.dialects import sse
 from chatstream.dialects.base import Kind
-from chatstream.dialects.openai_chat import classify, plain_events
-from chatstream.dialects.sse import Splitter, error_event
+from chatstream.dialects.openai_chat import classify
+from chatstream.dialects.sse import BOM, Splitter, error_event
 
 MIXED = b": hi\r\ndata: a\n\nevent: x\rdata: b\r\rdata: c\r\ndata: d\r\n\r\n"
 
@@ -53,6 +53,10 @@ STREAMS = {
     "blank lines": (b"\n\n\ndata: a\n\n\n\ndata: b\n\n", [("", "a"), ("", "b")]),
     "CRLF then LF": (b"data: a\r\n\r\ndata: b\n\n", [("", "a"), ("", "b")]),
     "CR then LF": (b"data: a\r\rdata: b\n\n", [("", "a"), ("", "b")]),
+    "a byte order mark": (BOM + b"data: a\n\ndata: b\n\n", [("", "a"), ("", "b")]),
+    "a mark before CRLF": (BOM + b"\r\n\r\ndata: a\r\n\r\n", [("", "a")]),
+    "a mark that is none": (b"data: a\n\n" + BOM + b"data: b\n\n", [("", "a")]),
+    "two marks": (BOM + BOM + b"data: a\n\ndata: b\n\n", [("", "b")]),
     "CR then CRLF": (b"data: a\r\r\ndata: b\r\r\n: c\n\n", [("", "a"), ("", "b")]),
 }
 streams = pytest.mark.parametrize(("data", "events"), STREAMS.values(), ids=STREAMS)
@@ -61,7 +65,7 @@ streams = pytest.mark.parametrize(("data", "events"), STREAMS.values(), ids=STRE
 @streams
 def test_the_reference_parser_reads_the_table(data: bytes, events: list[tuple[str, str]]) -> None:
     """The events listed beside each stream are those of an EventSource."""
-    assert events == dispatched(data)
+    assert events == dispatched(data.removeprefix(BOM))
 
 
 @streams
@@ -99,8 +103,17 @@ def test_each_block_is_one_event() -> None:
     ]
 
 
+def test_a_byte_order_mark_comes_with_the_first_block() -> None:
+    """Not before it: till then the client can still be told with a status that all went wrong."""
+    splitter = Splitter()
+    assert splitter.feed(BOM) == splitter.feed(b"data: a\n") == []
+    assert splitter.feed(b"\n" + BOM + b"\n\n") == [BOM, b"data: a\n\n", BOM + b"\n\n"]
+
+
 line_ends_and_text = st.lists(
-    st.sampled_from([b"\r", b"\n", b"\r\n", b"data: x", b"data", b":", b"event: e", b"\xc3", b"a"]),
+    st.sampled_from(
+        [b"\r", b"\n", b"\r\n", b"data: x", b"data", b":", b"event: e", b"\xc3", b"a", BOM]
+    ),
     max_size=24,
 ).map(b"".join)
 
@@ -244,175 +257,6 @@ def test_what_has_been_handed_over_is_not_kept() -> None:
         tracemalloc.stop()
     assert total > 15 * 1024 * 1024
     assert peak < 256 * 1024
-
-
-DEEP = b"[" * 200_000
-CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":%s},"finish_reason":%s}]}\n\n'
-
-CLASSES = {
-    # nothing a client would dispatch
-    "comment": (b": keep-alive\n\n", Kind.COMMENT),
-    "ping": (sse.PING, Kind.COMMENT),
-    "blank": (b"\n\n", Kind.COMMENT),
-    "comment that looks like data": (b":data: [DONE]\n\n", Kind.COMMENT),
-    "event without data": (b"event: error\n\n", Kind.COMMENT),
-    "id and retry only": (b"id: 7\nretry: 100\n\n", Kind.COMMENT),
-    "unknown field": (b"dat: [DONE]\n\n", Kind.COMMENT),
-    "name with a space": (b"data : [DONE]\n\n", Kind.COMMENT),
-    # the terminal word
-    "done": (b"data: [DONE]\n\n", Kind.DONE),
-    "done without space": (b"data:[DONE]\n\n", Kind.DONE),
-    "done with spaces": (b"data:  [DONE] \n\n", Kind.DONE),
-    "done with CRLF": (b"data: [DONE]\r\n\r\n", Kind.DONE),
-    "done with CR": (b"data: [DONE]\r\r", Kind.DONE),
-    "done after a comment": (b": bye\ndata: [DONE]\n\n", Kind.DONE),
-    "done after a lone LF": (b"\ndata: [DONE]\r\r", Kind.DONE),
-    "done in a text": (CHUNK % (b'"[DONE]"', b"null"), Kind.EVENT),
-    "done in a second line": (b"data: [DONE]\ndata: x\n\n", Kind.EVENT),
-    # finish_reason
-    "finish null": (CHUNK % (b'"a"', b"null"), Kind.EVENT),
-    "finish stop": (CHUNK % (b'""', b'"stop"'), Kind.FINISH),
-    "finish length": (CHUNK % (b"null", b'"length"'), Kind.FINISH),
-    "finish empty": (CHUNK % (b'"a"', b'""'), Kind.EVENT),
-    "finish with spaces": (b'data: {"choices": [{"finish_reason" : "stop"}]}\n\n', Kind.FINISH),
-    "finish of the second choice": (
-        b'data: {"choices":[{"finish_reason":null},{"finish_reason":"stop"}]}\n\n',
-        Kind.FINISH,
-    ),
-    "finish over two lines": (
-        b'data: {"choices":\r\ndata: [{"finish_reason": "stop"}]}\r\n\r\n',
-        Kind.FINISH,
-    ),
-    "finish quoted in a text": (CHUNK % (rb'"\"finish_reason\": \"stop\""', b"null"), Kind.EVENT),
-    "finish in a nested object": (
-        b'data: {"choices":[{"delta":{"finish_reason":"stop"},"finish_reason":null}]}\n\n',
-        Kind.EVENT,
-    ),
-    "finish outside choices": (b'data: {"finish_reason":"stop"}\n\n', Kind.EVENT),
-    "finish, choices no list": (b'data: {"choices":{"finish_reason":"stop"}}\n\n', Kind.EVENT),
-    "finish, choice no object": (b'data: {"choices":["finish_reason" :"stop"]}\n\n', Kind.EVENT),
-    "finish, broken JSON": (b'data: {"choices":[{"finish_reason":"stop"}\n\n', Kind.EVENT),
-    # the provider's own error
-    "error object": (b'data: {"error":{"message":"overloaded"}}\n\n', Kind.ERROR),
-    "error text": (b'data: {"error": "overloaded"}\n\n', Kind.ERROR),
-    "error with choices": (b'data: {"choices":[],"error":{"code":1}}\n\n', Kind.ERROR),
-    "error null": (b'data: {"error":null,"choices":[]}\n\n', Kind.EVENT),
-    "error null at the finish": (
-        b'data: {"error":null,"choices":[{"finish_reason":"stop"}]}\n\n',
-        Kind.FINISH,
-    ),
-    "error as content": (CHUNK % (b'"error"', b"null"), Kind.EVENT),
-    "error as content at the finish": (CHUNK % (b'"error"', b'"stop"'), Kind.FINISH),
-    "error deeper down": (b'data: {"choices":[{"error":"x"}]}\n\n', Kind.EVENT),
-    "error in a list": (b'data: [{"error":"x"}]\n\n', Kind.EVENT),
-    "error event": (b"event: error\ndata: overloaded\n\n", Kind.ERROR),
-    "error event without spaces": (b"event:error\rdata:x\r\r", Kind.ERROR),
-    "error event, lines of two kinds": (b"data: x\revent: error\n\n", Kind.ERROR),
-    "error event named last": (b"data: x\nevent: error\n\n", Kind.ERROR),
-    "another event": (b"event: errors\ndata: x\n\n", Kind.EVENT),
-    # what is not JSON is an event like any other
-    "text": (b"data: hello\n\n", Kind.EVENT),
-    "bare data": (b"data\n\n", Kind.EVENT),
-    "not UTF-8": (b'data: {"error": "\xff"}\n\n', Kind.EVENT),
-    "error in deep nesting": (b'data: {"error":' + DEEP + b"\n\n", Kind.EVENT),
-    "finish in deep nesting": (
-        b'data: {"finish_reason":"x","choices":' + DEEP + b"\n\n",
-        Kind.EVENT,
-    ),
-}
-
-
-@pytest.mark.parametrize(("block", "kind"), CLASSES.values(), ids=CLASSES)
-def test_classify(block: bytes, kind: Kind) -> None:
-    """Each block is what a reader of the standard and of the provider's API would call it."""
-    assert kind is classify(block)
-
-
-def kind_of(block: bytes) -> Kind:
-    """What the rules, written out plainly, call a block."""
-    lines = [line.partition(b":") for line in re.split(rb"\r\n|\n|\r", block)]
-    fields = [(name, value.removeprefix(b" ")) for name, _, value in lines]
-    data = [value for name, value in fields if name == b"data"]
-    if not data:
-        return Kind.COMMENT
-    if b"\n".join(data).strip() == b"[DONE]":
-        return Kind.DONE
-    try:
-        value = json.loads(b"\n".join(data))
-    except ValueError:
-        value = None
-    value = value if isinstance(value, dict) else {}
-    if value.get("error") or dict(fields).get(b"event") == b"error":
-        return Kind.ERROR
-    finished = any(choice.get("finish_reason") for choice in value.get("choices", []))
-    return Kind.FINISH if finished else Kind.EVENT
-
-
-ONE_LINE = [
-    CHUNK % (b'"a"', b"null"),
-    CHUNK % (b'" [DONE] error data: {"', b"null"),
-    b": keep-alive\n\n",
-    b"data: {}\n\n",
-    b'data: {"choices":[{"finish_reason" : ""},{"finish_reason":null}]}\n\n',
-]
-OTHERS = [
-    CHUNK % (b'"error"', b"null"),
-    CHUNK % (b'"a"', b'"stop"'),
-    b'data: {"choices":[{"finish_reason":\t"stop"},{"finish_reason":null}]}\n\n',
-    b'data: {"choices":[{"finish_reason":\ndata: "stop"}]}\n\n',
-    b'data: {"error": {"code": 1}}\n\n',
-    b"event: error\ndata: {}\n\n",
-    b"data: {}\nevent: error\n\n",
-    b": a comment\ndata: {}\n\n",
-    b"data: [DONE]\n\n",
-    b"data: text\n\n",
-    b"id: 7\n\n",
-    b"\n",
-    b"\n\n",
-    b"data: {}\r\n\r\n",
-    b"data: {}\r\r",
-    b"data: {\rdata: }\n\n",
-    b"\r",
-]
-blocks_mostly_plain = st.lists(
-    st.sampled_from(ONE_LINE) | st.sampled_from(ONE_LINE) | st.sampled_from(OTHERS), max_size=8
-).map(b"".join)
-
-
-@settings(max_examples=500, deadline=None, database=None, derandomize=True)
-@given(data=blocks_mostly_plain, cuts=st.lists(st.integers(0, 600), max_size=4))
-def test_plain_blocks_are_those_that_feed_returns(data: bytes, cuts: list[int]) -> None:
-    """What `plain` takes is what `feed` would return, with none but events and comments in it."""
-    quick, slow = Splitter(), Splitter()
-    for piece in pieces_of(data, cuts):
-        taken, blocks = quick.plain(piece, plain_events), slow.feed(piece)
-        kinds = [kind_of(block) for block in blocks]
-        if taken is None:
-            assert blocks == quick.feed(piece)
-        else:
-            assert (b"".join(blocks), kinds.count(Kind.EVENT)) == taken
-            assert {Kind.EVENT, Kind.COMMENT} >= set(kinds)
-        assert quick._buffer == slow._buffer
-        assert kinds == [classify(block) for block in blocks]
-
-
-@pytest.mark.parametrize("cut", [0, 1, 9, 70])
-def test_plain_takes_what_providers_send(cut: int) -> None:
-    """Events of one line and comments go on as one piece, alone or many, however they are cut."""
-    splitter, head, event = Splitter(), b"".join(ONE_LINE), ONE_LINE[0]
-    assert splitter.plain(head + event[:cut], plain_events) == (head, 4)
-    assert splitter.plain(event[cut:] + event, plain_events) == (event * 2, 2)
-    assert splitter.plain(ONE_LINE[2], plain_events) == (ONE_LINE[2], 0)
-
-
-def test_plain_leaves_an_event_too_long_to_feed() -> None:
-    """Where an event may be longer than the bound, each is looked at."""
-    splitter = Splitter(30)
-    assert splitter.plain(b"data: {}\n\n" * 3, plain_events) == (b"data: {}\n\n" * 3, 3)
-    assert splitter.plain(b"data: {}\n\n" * 3 + b"x", plain_events) is None
-    assert splitter.plain(b"data: {%b}\n\n" % (b" " * 21), plain_events) is None
-    assert splitter.plain(b"data: {}\n\n" + b"x" * 20, plain_events) == (b"data: {}\n\n", 1)
-    assert splitter.plain(b"x\n\n" + b"data: {}\n\n", plain_events) is None
 
 
 @pytest.mark.parametrize(

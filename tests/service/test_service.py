@@ -22,7 +22,6 @@ from chatstream import (
     Cause,
     ChatStream,
     Service,
-    Stream,
 )
 from chatstream.errors import RequestTimeout
 from chatstream.settings.table import Settings

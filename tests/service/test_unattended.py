@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from chatstream.stream.forms import WholeStream
+from chatstream.stream.forms import EventStream, WholeStream
 from chatstream.stream.outcome import Cause, Kind, Phase
 from chatstream.stream.stream import Stream
 from chatstream.stream.transcript import Transcript
@@ -27,7 +27,7 @@ MakeMoved = Callable[..., Moved]
 
 def heard(session_id: str, stream_id: str) -> Stream:
     """A stream to whose end somebody listens."""
-    stream = Stream(session_id, stream_id)
+    stream = EventStream(session_id, stream_id)
     stream.transcript = Transcript()
     return stream
 
@@ -97,7 +97,7 @@ def test_a_stopped_answer_is_kept_as_it_was_seen(
 
 def test_nobody_listened(move: MakeMoved) -> None:
     """Then no text is kept: there is none, not an empty one."""
-    m = move(form=Stream)
+    m = move(form=EventStream)
     m.say(EVENT, DONE)
     m.rest()
     outcome = m.end()

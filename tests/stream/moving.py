@@ -16,6 +16,7 @@ from typing import Any
 from chatstream.dialects import base, openai_chat
 from chatstream.errors import StreamAborted, StreamError, UpstreamError
 from chatstream.sockets.loop import Loop
+from chatstream.stream.forms import EventStream
 from chatstream.stream.iterable import StreamIterable
 from chatstream.stream.outcome import Cause, Outcome, Phase
 from chatstream.stream.sides import Body
@@ -173,7 +174,7 @@ class Moved:
         loop: Loop | None = None,
         call: Callable[[Stream], None] | None = None,
         body: Callable[[socket.socket], Body] = SocketpairBody,
-        form: Callable[[str, str], Stream] = Stream,
+        form: Callable[[str, str], Stream] = EventStream,
         **times: float,
     ) -> None:
         """

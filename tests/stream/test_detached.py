@@ -17,7 +17,6 @@ import requests
 import trustme
 
 from chatstream.dialects import sse
-from chatstream.errors import UpstreamError
 from chatstream.settings.table import Settings
 from chatstream.sockets.loop import Loop
 from chatstream.stream.outcome import Cause, Kind, Phase
@@ -446,25 +445,18 @@ def test_a_tls_client(move: MakeMoved, authority: trustme.CA, size: int) -> None
     assert m.end().events == 3
 
 
-def test_a_write_that_fails_is_a_client_that_left(move: MakeMoved) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_write_that_fails_is_a_client_that_left(move: MakeMoved, begun: bool) -> None:
     """EPIPE, where nothing else has said so: the provider is told, the connection is not kept."""
     m = move()
-    m.say(EVENT)
-    assert m.take(len(HEAD + EVENT)) == HEAD + EVENT
-    m.server.shutdown(socket.SHUT_WR)
-    m.say(EVENT)
-    assert m.end().cause is Cause.CLIENT
-    assert m.hears_the_end()
-    assert m.exchange.over_with == [False]
-
-
-def test_a_client_that_left_before_the_response_began(move: MakeMoved) -> None:
-    """As above, for the very first bytes."""
-    m = move()
+    if begun:
+        m.say(EVENT)
+        assert m.take(len(HEAD + EVENT)) == HEAD + EVENT
     m.server.shutdown(socket.SHUT_WR)
     m.say(EVENT)
     m.start()
     assert m.end().cause is Cause.CLIENT
+    assert m.hears_the_end()
     assert m.exchange.over_with == [False]
 
 
@@ -673,14 +665,6 @@ def test_what_comes_in_the_instant_of_a_fault_is_too_late(move: MakeMoved, loop:
     assert m.end().events == 1
 
 
-def test_a_timeout_of_the_headers_while_the_client_has_left(move: MakeMoved) -> None:
-    """Whichever comes first is the outcome; the other finds nothing to do."""
-    m = move(answers=False, headers_timeout=0.05)
-    m.leave()
-    outcome = m.end() if m._started else (m.start(), m.end())[1]
-    assert outcome.cause is Cause.CLIENT
-
-
 def test_the_first_bytes_go_while_a_stop_comes(move: MakeMoved) -> None:
     """A hundred streams that are stopped just as they begin: each has one end, whole for HTTP."""
     for number in range(100):
@@ -722,13 +706,3 @@ def test_the_test_sees_what_is_left(loop: Loop) -> None:
     with pytest.raises(AssertionError):
         assert_at_rest(loop)
     loop.cancel(timer)
-
-
-def test_errors_are_ours(move: MakeMoved) -> None:
-    """A fault of the provider's that comes with its first byte is a refusal, not a body."""
-    m = move(answers=False)
-    m.start()
-    m.stream.fail(UpstreamError("No.", code="upstream_rejected", status=400))
-    assert m.rest() == []
-    assert m.refusal is not None
-    assert (m.refusal.code, m.refusal.status) == ("upstream_rejected", 400)

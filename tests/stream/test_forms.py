@@ -1,31 +1,210 @@
-"""completions: chunks whose stop is said, and one piece; how that is moved by either mover."""
+"""forms: events, chunks whose stop is said, and one piece; how that is moved by either mover."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from time import time
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from chatstream.dialects.openai_chat import error_object
-from chatstream.errors import ProviderEvent, Refused, UpstreamError
+from chatstream.dialects import openai_chat, sse
+from chatstream.errors import ProviderEvent, UpstreamError
 from chatstream.stream import forms
-from chatstream.stream.forms import ChunkStream, WholeStream
-from chatstream.stream.outcome import Cause, Kind
+from chatstream.stream.forms import ChunkStream, EventStream, WholeStream
+from chatstream.stream.outcome import Cause, Kind, Outcome
+from chatstream.stream.transcript import Transcript
 from tests.conftest import eventually
-from tests.stream.moving import DONE, EVENT, FINISH, MOVERS, Moved, error_of
+from tests.stream.moving import DONE, EVENT, FAULT, FINISH, MOVERS, Moved, error_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 ANSWER = b'{"choices": [{"message": {"content": "\xc5\xbelu\xc5\xa5"}}], "usage": {"x": 1}}'
+LONG = b'{"a": [' + b"1," * forms.EXAMINED + b"1]}\n"
 OVERLOADED = b'{"error": {"message": "overloaded", "code": "busy"}}'
 
 
 @pytest.fixture
-def stream() -> WholeStream:
+def stream() -> EventStream:
+    return EventStream("s", "t", "me")
+
+
+@pytest.fixture
+def whole() -> WholeStream:
     return WholeStream("s", "t", "me", model="m")
+
+
+# Events
+
+
+def test_feed_passes_whole_events_only(stream: EventStream) -> None:
+    """An event comes out when it is whole, byte for byte, however it came in."""
+    assert [stream.feed(EVENT[:9]), stream.feed(EVENT[9:] + b"da")] == [b"", EVENT]
+    assert stream.feed(b"ta: b\n\n: c\n\ndata: tail") == b"data: b\n\n: c\n\n"
+    assert not stream.ended
+
+
+def test_feed_counts(stream: EventStream) -> None:
+    """Events are events; comments count as bytes only; what is not whole counts as nothing."""
+    stream.feed(b": keep-alive\n\n" + EVENT + EVENT + b"data: tail")
+    stream.complete()
+    outcome = stream.outcome()
+    assert outcome.events == 2
+    assert outcome.bytes == len(b": keep-alive\n\n" + EVENT + EVENT)
+
+
+def test_done_completes_and_drops_what_follows(stream: EventStream) -> None:
+    """Case 17: `[DONE]` is relayed and ends the stream; nothing after it comes out or counts."""
+    assert stream.feed(EVENT + DONE + EVENT + b"data: tail") == EVENT + DONE
+    assert stream.outcome().kind is Kind.COMPLETED
+    assert stream.outcome().events == 2
+    assert stream.outcome().bytes == len(EVENT + DONE)
+
+
+def test_done_before_an_event_too_long_completes(stream: EventStream) -> None:
+    """What comes after `[DONE]` cannot fail the stream any more."""
+    assert stream.feed(DONE + b"x" * (sse.MAX_EVENT + 1)) == DONE
+    assert stream.outcome().kind is Kind.COMPLETED
+
+
+@pytest.mark.parametrize("cause", [Cause.CLIENT, Cause.CANCEL, Cause.DEADLINE])
+def test_after_a_cause_nothing_comes_out(stream: EventStream, cause: Cause) -> None:
+    """Once a cause is recorded no byte is handed over, not even `[DONE]`, and none is counted."""
+    stream.feed(EVENT)
+    stream.abort(cause)
+    assert stream.feed(EVENT + DONE) == b""
+    outcome = stream.outcome()
+    assert outcome.cause is cause
+    assert (outcome.events, outcome.bytes) == (1, len(EVENT))
+
+
+def test_a_providers_error_is_relayed_and_fails(stream: EventStream) -> None:
+    """A provider's own error event goes through, ends the stream, and adds nothing of ours."""
+    assert stream.feed(EVENT + FAULT + DONE) == EVENT + FAULT
+    assert isinstance(stream.error, ProviderEvent)
+    outcome = stream.outcome()
+    assert (outcome.kind, outcome.code, outcome.events) == (Kind.FAILED, "upstream_error", 2)
+
+
+def test_an_event_too_long_fails(stream: EventStream) -> None:
+    """The events before one that is too long come out; the stream has failed."""
+    assert stream.feed(EVENT + b"data: " + b"x" * sse.MAX_EVENT) == EVENT
+    assert stream.outcome().code == "event_too_large"
+
+
+MIXTURE = st.lists(
+    st.sampled_from(
+        [
+            *[EVENT, EVENT, EVENT, b": c\n\n", EVENT[:-2] + b"\r\n\r\n", b"data: {}\r\r", b"\n"],
+            *[FINISH, b"data: text\n\n", EVENT.replace(b'"a"', b'"error"'), EVENT * 60],
+        ]
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(
+    before=MIXTURE,
+    last=st.sampled_from([b"", DONE, FAULT, b"event: error\ndata: x\n\n"]),
+    after=MIXTURE,
+    cuts=st.lists(st.integers(0, 60_000), max_size=4),
+)
+def test_feed_is_what_a_look_at_each_block_gives(
+    before: list[bytes], last: bytes, after: list[bytes], cuts: list[int]
+) -> None:
+    """However events come and whatever lies between them: the same bytes, count and end."""
+    data = b"".join([*before, last, *after])
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    relayed: list[tuple[bytes, Outcome]] = []
+    for each in (False, True):
+        stream, out = EventStream("s", "t"), b""
+        with pytest.MonkeyPatch.context() as patch:
+            if each:
+                patch.setattr(openai_chat, "plain_events", lambda blocks: None)
+            for start, end in itertools.pairwise(edges):
+                if not stream.ended:  # a mover asks no further
+                    out += stream.feed(data[start:end])
+            stream.eof()
+        timeless = {"duration": 0, "time_to_first_event": None}
+        relayed.append((out, replace(stream.outcome(), **timeless)))
+    assert relayed[0] == relayed[1]
+    if last:
+        assert relayed[0][0] == b"".join([*before, last])
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "code"),
+    [
+        (b"", Kind.FAILED, "upstream_truncated"),
+        (EVENT, Kind.FAILED, "upstream_truncated"),
+        (EVENT + FINISH, Kind.COMPLETED, None),
+        (FINISH + b'data: {"choices":[],"usage":{}}\n\n', Kind.COMPLETED, None),
+        (FINISH[:-1], Kind.FAILED, "upstream_truncated"),
+        (EVENT + DONE, Kind.COMPLETED, None),
+    ],
+    ids=["nothing", "an event", "finish", "finish and usage", "finish cut off", "done"],
+)
+def test_the_end_of_the_body(
+    stream: EventStream, data: bytes, kind: Kind, code: str | None
+) -> None:
+    """Case 8: an end without `[DONE]` or a finish_reason is a failure, never `completed`."""
+    stream.feed(data)
+    stream.eof()
+    assert (stream.outcome().kind, stream.outcome().code) == (kind, code)
+
+
+def test_the_end_of_an_aborted_body_is_no_completion(stream: EventStream) -> None:
+    """Case 2: a stop surfaces as a clean end of a close-delimited body; the cause stays."""
+    stream.feed(EVENT + FINISH)
+    stream.abort(Cause.CANCEL)
+    stream.eof()
+    assert stream.outcome().cause is Cause.CANCEL
+
+
+def test_a_provider_that_quotes_the_key(stream: EventStream) -> None:
+    """No client gets to see it, in whatever pieces the event comes; nothing else is changed."""
+    stream.key = b"sk-very-secret"
+    before = EVENT.replace(b'"a"', b'"sk-very-secret"')  # what people write is theirs
+    event = b'data: {"error":{"message":"bad key sk-very-secret","code":"sk-very-secret"}}\n\n'
+    assert stream.feed(before + event[:30]) == before
+    told = event.replace(b"sk-very-secret", b"[key]")
+    assert stream.feed(event[30:] + EVENT) == told
+    assert stream.outcome().code == "upstream_error"
+
+
+MARKED = {
+    "an event": (EVENT, 1, "upstream_truncated", "a"),
+    "of CRLF lines": (EVENT.replace(b"\n", b"\r\n") * 2, 2, "upstream_truncated", "aa"),
+    "a comment": (b": c\n\n" + EVENT, 1, "upstream_truncated", "a"),
+    "all of it": (EVENT + FINISH + DONE, 3, None, "a"),
+    "no [DONE]": (EVENT + FINISH, 2, None, "a"),
+    "finish": (FINISH, 1, None, ""),
+    "[DONE] only": (DONE, 1, None, ""),
+    "an error": (FAULT, 1, "upstream_error", ""),
+    "an error event": (b"event: error\ndata: x\n\n", 1, "upstream_error", ""),
+    "a second mark": (sse.BOM + EVENT, 0, "upstream_truncated", ""),
+}
+
+
+@pytest.mark.parametrize(("data", "events", "code", "text"), MARKED.values(), ids=MARKED)
+def test_a_byte_order_mark_before_it(data: bytes, events: int, code: str | None, text: str) -> None:
+    """It is passed on, and hides nothing of the first event, wherever it is cut."""
+    data = sse.BOM + data
+    cuts = [[data[:cut], data[cut:]] for cut in range(len(data) + 1)]
+    for pieces in [*cuts, [data[i : i + 1] for i in range(len(data))]]:
+        stream = EventStream("s", "t")
+        stream.transcript = Transcript()
+        assert b"".join(map(stream.feed, pieces)) == data
+        stream.eof()
+        outcome = stream.outcome()
+        assert (outcome.events, outcome.code, outcome.text) == (events, code, text)
 
 
 # Chunks
@@ -44,14 +223,10 @@ def test_a_stop_of_chunks_is_said(cause: Cause) -> None:
     stream = ChunkStream("s", "t", model="m")
     stream.abort(cause)
     said = chunks_of(stream.last_words())
-    [choice] = said["choices"]
-    assert (choice["index"], choice["delta"], choice["finish_reason"]) == (0, {}, "cancelled")
-    assert (said["object"], said["model"], said["id"]) == (
-        "chat.completion.chunk",
-        "m",
-        "chatcmpl-t",
-    )
-    assert said["usage"] is None
+    delta = {"delta": {}}
+    kind = "chat.completion.chunk"
+    assert said == openai_chat.cancelled(kind, "t", "m", said["created"], delta)
+    assert abs(said["created"] - time()) < 60
 
 
 def test_a_stop_after_the_last_chunk_changes_no_reason() -> None:
@@ -75,7 +250,7 @@ def test_other_ends_of_chunks_are_as_ever() -> None:
     assert whole.last_words() == b""
 
 
-def given(stream: WholeStream, *pieces: bytes) -> bytes:
+def answer_of(stream: WholeStream, *pieces: bytes) -> bytes:
     """What a provider's body of these pieces comes to."""
     assert [stream.feed(piece) for piece in pieces] == [b""] * len(pieces)
     return stream.eof()
@@ -85,17 +260,23 @@ def given(stream: WholeStream, *pieces: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 41, len(ANSWER) - 1])
-def test_an_answer_is_handed_out_once_it_is_whole(stream: WholeStream, cut: int) -> None:
+def test_an_answer_is_handed_out_once_it_is_whole(whole: WholeStream, cut: int) -> None:
     """In one piece, byte for byte, however it came; and it counts as one event."""
-    assert given(stream, ANSWER[:cut], ANSWER[cut:]) == ANSWER
-    outcome = stream.outcome()
+    assert answer_of(whole, ANSWER[:cut], ANSWER[cut:]) == ANSWER
+    outcome = whole.outcome()
     assert (outcome.kind, outcome.events, outcome.bytes) == (Kind.COMPLETED, 1, len(ANSWER))
-    assert stream.last_words() == b""
+    assert whole.last_words() == b""
 
 
-def test_newlines_before_it_are_a_sign_of_life_and_no_part_of_it(stream: WholeStream) -> None:
+def test_newlines_before_it_are_a_sign_of_life_and_no_part_of_it(whole: WholeStream) -> None:
     """What a provider sends while it queues the request stays here; what is inside goes on."""
-    assert given(stream, b"\n", b"\r\n \t", b"\n" + ANSWER + b"\n") == ANSWER + b"\n"
+    assert answer_of(whole, b"\n", b"\r\n \t", b"\n" + ANSWER + b"\n") == ANSWER + b"\n"
+
+
+@pytest.mark.parametrize("body", [ANSWER, LONG], ids=["short", "long"])
+def test_a_byte_order_mark_before_one_piece(whole: WholeStream, body: bytes) -> None:
+    """Python's json reads over it; it is passed on."""
+    assert answer_of(whole, sse.BOM[:2], sse.BOM[2:] + body) == sse.BOM + body
 
 
 NO_ANSWERS = {
@@ -111,104 +292,81 @@ NO_ANSWERS = {
 
 
 @pytest.mark.parametrize("body", NO_ANSWERS.values(), ids=NO_ANSWERS)
-def test_what_is_no_whole_answer_fails(stream: WholeStream, body: bytes) -> None:
+def test_what_is_no_whole_answer_fails(whole: WholeStream, body: bytes) -> None:
     """A body that ends with its connection may end anywhere: it is looked at, not believed."""
-    assert given(stream, body) == b""
-    assert stream.outcome().code == "upstream_truncated"
-    assert json.loads(stream.last_words())["error"]["code"] == "upstream_truncated"
+    assert answer_of(whole, body) == b""
+    assert whole.outcome().code == "upstream_truncated"
+    assert json.loads(whole.last_words())["error"]["code"] == "upstream_truncated"
 
 
-def test_other_json_is_no_answer(stream: WholeStream) -> None:
+def test_other_json_is_no_answer(whole: WholeStream) -> None:
     """It is whole, and would be the same if it were asked for again."""
-    assert given(stream, b"[1]") == b""
-    assert stream.outcome().code == "upstream_not_json"
-
-
-LONG = b'{"a": [' + b"1," * forms.EXAMINED + b"1]}\n"
+    assert answer_of(whole, b"[1]") == b""
+    assert whole.outcome().code == "upstream_not_json"
 
 
 def test_a_long_answer_is_looked_at_from_without(
-    stream: WholeStream, monkeypatch: pytest.MonkeyPatch
+    whole: WholeStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To parse it would hold up all other streams of the worker: 40 ms a MB."""
     monkeypatch.delattr(forms.json, "loads")
-    assert given(stream, LONG) == LONG
-    assert stream.outcome().kind is Kind.COMPLETED
+    assert answer_of(whole, LONG) == LONG
+    assert whole.outcome().kind is Kind.COMPLETED
 
 
 @pytest.mark.parametrize("body", [LONG[:-3], LONG[1:], LONG[7:-3]])
-def test_a_long_answer_that_breaks_off_fails(stream: WholeStream, body: bytes) -> None:
+def test_a_long_answer_that_breaks_off_fails(whole: WholeStream, body: bytes) -> None:
     """Its last brace is missing, or its first."""
-    assert given(stream, body) == b""
-    assert stream.outcome().code == "upstream_truncated"
+    assert answer_of(whole, body) == b""
+    assert whole.outcome().code == "upstream_truncated"
 
 
-def test_a_providers_own_error_is_passed_on(stream: WholeStream) -> None:
+def test_a_providers_own_error_is_passed_on(whole: WholeStream) -> None:
     """A 200 that says it failed is no answer; its words are the client's."""
-    assert given(stream, b"\n", OVERLOADED) == b""
-    assert isinstance(stream.error, ProviderEvent)
-    assert (stream.outcome().code, stream.last_words()) == ("upstream_error", OVERLOADED)
+    assert answer_of(whole, b"\n", OVERLOADED) == b""
+    assert isinstance(whole.error, ProviderEvent)
+    assert (whole.outcome().code, whole.last_words()) == ("upstream_error", OVERLOADED)
 
 
-def test_no_error_is_no_fault(stream: WholeStream) -> None:
+def test_no_error_is_no_fault(whole: WholeStream) -> None:
     """Some providers have the field in every answer."""
-    assert given(stream, b'{"error": null}') == b'{"error": null}'
+    assert answer_of(whole, b'{"error": null}') == b'{"error": null}'
 
 
-def test_an_answer_is_bounded(stream: WholeStream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_bounded(whole: WholeStream, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it is kept, so it ends where it is too long, not when it is there."""
     monkeypatch.setattr(forms, "MAX_ANSWER", len(ANSWER))
-    assert given(WholeStream("s", "t"), ANSWER) == ANSWER
-    stream.feed(ANSWER + b" ")
-    assert stream.error is not None
-    assert (stream.error.code, stream.error.status) == ("answer_too_large", 502)
+    assert answer_of(WholeStream("s", "t"), ANSWER) == ANSWER
+    whole.feed(ANSWER + b" ")
+    assert whole.error is not None
+    assert (whole.error.code, whole.error.status) == ("answer_too_large", 502)
 
 
 @pytest.mark.parametrize("cause", [Cause.CANCEL, Cause.SUPERSEDED])
-def test_a_stop_is_an_answer_in_which_nothing_is_said(stream: WholeStream, cause: Cause) -> None:
+def test_a_stop_is_an_answer_in_which_nothing_is_said(whole: WholeStream, cause: Cause) -> None:
     """Whole and well formed, so that no client asks again; of its cost nothing is claimed."""
-    stream.feed(ANSWER[:20])
-    stream.abort(cause)
-    said = json.loads(stream.last_words())
-    [choice] = said["choices"]
-    assert choice["message"] == {"role": "assistant", "content": ""}
-    assert (choice["index"], choice["finish_reason"]) == (0, "cancelled")
-    assert (said["object"], said["model"], said["usage"]) == ("chat.completion", "m", None)
-    assert (said["id"], type(said["created"])) == ("chatcmpl-t", int)
+    whole.feed(ANSWER[:20])
+    whole.abort(cause)
+    said = json.loads(whole.last_words())
+    message = {"message": {"role": "assistant", "content": ""}}
+    assert said == openai_chat.cancelled("chat.completion", "t", "m", said["created"], message)
 
 
-def test_a_stop_that_comes_first_wins(stream: WholeStream) -> None:
+def test_a_stop_that_comes_first_wins(whole: WholeStream) -> None:
     """An answer that is whole after it is not handed out, nor one that is wrong blamed."""
-    stream.abort(Cause.CANCEL)
-    assert given(stream, ANSWER) == b""
-    assert stream.outcome().cause is Cause.CANCEL
-    assert b"cancelled" in stream.last_words()
+    whole.abort(Cause.CANCEL)
+    assert answer_of(whole, ANSWER) == b""
+    assert whole.outcome().cause is Cause.CANCEL
+    assert b"cancelled" in whole.last_words()
 
 
 @pytest.mark.parametrize(
     ("cause", "code"), [(Cause.DEADLINE, "deadline"), (Cause.SHUTDOWN, "shutting_down")]
 )
-def test_an_end_that_is_told_is_an_error(stream: WholeStream, cause: Cause, code: str) -> None:
+def test_an_end_that_is_told_is_an_error(whole: WholeStream, cause: Cause, code: str) -> None:
     """What the client did not ask for it is told."""
-    stream.abort(cause)
-    assert json.loads(stream.last_words())["error"]["code"] == code
-
-
-ERRORS = {
-    "ours": (Refused("No.", code="conflict", status=409), "invalid_request_error", None),
-    "a field": (Refused("No.", code="bad_messages"), "invalid_request_error", "messages"),
-    "another field": (Refused("No.", code="bad_stream"), "invalid_request_error", "stream"),
-    "nobody": (Refused("No.", code="unauthenticated", status=401), "authentication_error", None),
-    "rate": (UpstreamError("No.", code="x", status=429), "rate_limit_error", None),
-    "theirs": (UpstreamError("No.", code="x", status=502), "upstream_error", None),
-}
-
-
-@pytest.mark.parametrize(("error", "kind", "param"), ERRORS.values(), ids=ERRORS)
-def test_an_error_as_openai_puts_it(error: Any, kind: str, param: str | None) -> None:
-    """Four fields, always; the code is ours."""
-    told = {"message": "No.", "type": kind, "param": param, "code": error.code}
-    assert error_object(error) == {"error": told}
+    whole.abort(cause)
+    assert json.loads(whole.last_words())["error"]["code"] == code
 
 
 # How it is moved
@@ -306,38 +464,6 @@ def test_a_fault_after_a_ping_is_the_answer(move: MakeMoved, said: bytes, code: 
     m.say(said)
     m.provider.close()
     assert json.loads(b"".join(m.rest()))["error"]["code"] == code
-
-
-def test_silence_ends_it(move: MakeMoved) -> None:
-    """A provider that says nothing inside its answer is given up."""
-    m = move(idle_timeout=0.1)
-    m.start()
-    m.say(ANSWER[:5])
-    assert m.rest() == []
-    assert m.end().code == "upstream_idle"
-
-
-def test_a_client_that_leaves_stops_it(move: MakeMoved) -> None:
-    """While nothing has been said to it yet."""
-    m = move(answers=False)
-    m.start()
-    m.answer()
-    m.leave()
-    assert m.hears_the_end()
-    assert m.end().cause is Cause.CLIENT
-
-
-def test_a_long_answer_to_a_slow_client(move: MakeMoved) -> None:
-    """It is sent as the client takes it, and nothing of it is lost."""
-    m = move(buffers=8192)
-    answer = b'{"a": "%b"}' % (b"0123456789" * 200_000)
-    m.start()
-    m.say(answer)
-    m.provider.close()
-    m.blocked()
-    received = m.take(len(answer) + 100)
-    assert received.endswith(answer)
-    assert m.end().kind is Kind.COMPLETED
 
 
 def test_a_whole_answer_that_quotes_the_key() -> None:

@@ -13,6 +13,7 @@ import pytest
 from chatstream.dialects import sse
 from chatstream.errors import Busy, StreamError, UpstreamError
 from chatstream.sockets.loop import Loop
+from chatstream.stream.forms import EventStream
 from chatstream.stream.iterable import StreamIterable
 from chatstream.stream.outcome import Cause, Kind, Outcome, Phase
 from chatstream.stream.stream import DRAIN, Stream
@@ -27,7 +28,7 @@ class Walk:
     """One stream, its iterable, and the provider's end of a connection that answers it."""
 
     def __init__(self, *, answers: bool = True, **options: Any) -> None:
-        self.stream = Stream("s", "t")
+        self.stream = EventStream("s", "t")
         self.provider, self.sock = socket.socketpair()
         self.provider.settimeout(5)
         self.body = SocketpairBody(self.sock)
@@ -89,21 +90,6 @@ def pair(nothing_left: None) -> Iterator[tuple[socket.socket, socket.socket]]:
         yield server, client
 
 
-def test_events_are_handed_over_as_they_arrive(walk: MakeWalk) -> None:
-    """Each `next` returns when a whole event is there, not later and not with half of one."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-    w.say(b"data: b\n\nda")
-    assert w.next() == b"data: b\n\n"
-    w.say(b"ta: c\n\n")
-    assert w.next() == b"data: c\n\n"
-    w.say(DONE)
-    assert w.next() == DONE
-    assert w.rest() == []
-    assert w.end().kind is Kind.COMPLETED
-
-
 def test_the_provider_is_called_once_at_the_first_next(walk: MakeWalk) -> None:
     """Making the iterable calls nobody; the first `next` does, and no later one."""
     w = walk()
@@ -111,18 +97,6 @@ def test_the_provider_is_called_once_at_the_first_next(walk: MakeWalk) -> None:
     w.say(EVENT, DONE)
     w.rest()
     assert w.connects == 1
-
-
-def test_the_servers_own_time_is_not_silence(walk: MakeWalk) -> None:
-    """The clocks start anew at each `next`: a slow client is no quiet provider."""
-    w = walk(idle_timeout=0.2, ping_interval=0.2)
-    w.say(EVENT)
-    assert w.next() == EVENT
-    threading.Event().wait(0.3)  # the server sends to a slow client
-    later = threading.Timer(0.05, w.say, [DONE])
-    later.start()
-    assert w.next() == DONE
-    later.join(5)
 
 
 def test_a_client_gone_before_the_first_next_calls_nobody(walk: MakeWalk) -> None:
@@ -236,18 +210,6 @@ def test_the_client_is_let_go_before_the_outcome_is_told(
     loop.stop()
 
 
-def test_the_phases(walk: MakeWalk) -> None:
-    """A stop says what the stream was doing: waiting for the provider, or writing to the client."""
-    w = walk()
-    w.say(EVENT)
-    assert w.next() == EVENT
-    assert w.stream.phase is Phase.SENDING
-    seen: list[Phase] = []
-    threading.Timer(0.05, lambda: (seen.append(w.stream.phase), w.say(DONE))).start()
-    assert w.next() == DONE
-    assert seen == [Phase.BODY]
-
-
 def test_an_error_that_is_not_ours_is_not_swallowed(walk: MakeWalk) -> None:
     """Only the provider's faults become events: a bug of ours stays visible."""
     w = walk()
@@ -286,14 +248,6 @@ def test_a_walk_that_may_not_be_is_a_refusal(walk: MakeWalk) -> None:
     assert (w.iterable.refusal.code, w.iterable.refusal.status) == ("busy", 503)
     assert w.connects == 0
     assert w.end().code == "busy"
-
-
-def test_a_born_aborted_stream_is_no_walk(walk: MakeWalk) -> None:
-    """It holds no thread for longer than a refusal does; and it is not a fault, but a stop."""
-    w = walk()
-    w.stream.abort(Cause.CANCEL)
-    assert w.rest() == []
-    assert w.iterable.refusal is None
 
 
 def test_without_a_loop_nothing_is_detached(

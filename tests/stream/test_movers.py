@@ -22,7 +22,6 @@ from tests.stream.moving import (
     DONE,
     EVENT,
     FAULT,
-    FINISH,
     HEAD,
     MOVERS,
     Moved,
@@ -249,6 +248,7 @@ def test_a_stream_born_aborted_calls_nobody(move: MakeMoved) -> None:
     m = move()
     m.stream.abort(Cause.CANCEL)
     assert m.rest() == []
+    assert m.refusal is None
     assert m.connects == 0
     assert m.end().cause is Cause.CANCEL
 
@@ -273,29 +273,14 @@ def test_an_unterminated_tail_is_dropped(move: MakeMoved) -> None:
     assert error_of(last) == "upstream_truncated"
 
 
-def test_an_answer_with_a_finish_reason_may_just_end(move: MakeMoved) -> None:
-    """Some providers send no `[DONE]`: a finish_reason and the end are a whole answer."""
+@pytest.mark.parametrize("before", [b"", EVENT], ids=["first", "later"])
+def test_a_providers_error_event_is_all_the_client_gets(move: MakeMoved, before: bytes) -> None:
+    """The provider's own error is relayed and nothing is added; it comes first as a body, too."""
     m = move()
-    m.say(EVENT + FINISH)
-    m.provider.close()
-    assert m.rest() == [EVENT + FINISH]
-    assert m.end().kind is Kind.COMPLETED
-
-
-def test_a_providers_error_event_is_all_the_client_gets(move: MakeMoved) -> None:
-    """The provider's own error is relayed and nothing is added to it."""
-    m = move()
-    m.say(EVENT, FAULT)
-    assert b"".join(m.rest()) == EVENT + FAULT
-    assert m.end().kind is Kind.FAILED
-
-
-def test_a_providers_error_event_may_come_first(move: MakeMoved) -> None:
-    """As the first event it is the body too, not a refusal."""
-    m = move()
-    m.say(FAULT)
-    assert m.rest() == [FAULT]
+    m.say(before, FAULT)
+    assert b"".join(m.rest()) == before + FAULT
     assert m.refusal is None
+    assert m.end().kind is Kind.FAILED
 
 
 def test_an_endless_event_is_an_error_after_what_was_whole(move: MakeMoved) -> None:

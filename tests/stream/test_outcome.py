@@ -7,22 +7,10 @@ from typing import Any
 
 import pytest
 
-from chatstream.stream.outcome import Cause, Kind, Outcome, Phase
+from chatstream.stream.outcome import Cause, Kind
+from tests.stream.outcomes import outcome
 
-OUTCOME = Outcome(
-    kind=Kind.ABORTED,
-    session_id="s",
-    stream_id="t",
-    owner="",
-    cause=Cause.CANCEL,
-    code=None,
-    detail="",
-    phase=Phase.BODY,
-    duration=1.0,
-    events=2,
-    bytes=30,
-    stop_ms=0.1,
-)
+STOPPED = outcome(kind=Kind.ABORTED, cause=Cause.CANCEL, stop_ms=0.1)
 
 
 @pytest.mark.parametrize(
@@ -59,11 +47,17 @@ def test_every_cause_is_in_the_table_above() -> None:
 )
 def test_the_words_of_an_outcome(changes: dict[str, Any], words: str) -> None:
     """Those of the log's terminal line."""
-    assert words == dataclasses.replace(OUTCOME, **changes).words
+    assert words == dataclasses.replace(STOPPED, **changes).words
 
 
 def test_an_outcome_cannot_be_changed() -> None:
     """An outcome is a value: nothing overwrites how a stream ended."""
     with pytest.raises(dataclasses.FrozenInstanceError):
-        OUTCOME.cause = Cause.CLIENT  # type: ignore[misc]
-    assert dataclasses.replace(OUTCOME) == OUTCOME
+        STOPPED.cause = Cause.CLIENT  # type: ignore[misc]
+    assert dataclasses.replace(STOPPED) == STOPPED
+
+
+def test_a_stop_that_took_no_time_has_its_figure() -> None:
+    """Zero is a figure; what is not known is left out."""
+    assert outcome(stop_ms=0.0).facts["stop_ms"] == 0.0
+    assert "stop_ms" not in outcome(stop_ms=None).facts

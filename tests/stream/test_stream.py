@@ -8,22 +8,17 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from chatstream.dialects import openai_chat, sse
-from chatstream.errors import Busy, ProviderEvent, StreamAborted, UpstreamError
+from chatstream.errors import Busy, StreamAborted, UpstreamError
 from chatstream.sockets.handle import SocketHandle
-from chatstream.sockets.loop import Loop
 from chatstream.stream.outcome import Cause, Kind, Outcome, Phase
 from chatstream.stream.stream import Stream
 from tests.conftest import descriptors
-from tests.stream.moving import DONE, EVENT, FAULT, FINISH, SocketpairBody
+from tests.stream.moving import SocketpairBody
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -246,40 +241,6 @@ def test_a_stop_reaches_the_provider_before_it_returns(
         theirs.send(b"x")
 
 
-def test_a_stop_wakes_a_blocked_reader(
-    stream: Stream, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    """A thread that sleeps in `recv` on the socket itself returns at once."""
-    ours, _ = pair
-    stream.arm(ours)
-    ours.settimeout(30)
-    got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append(ours.recv(1)))
-    reader.start()
-    stream.abort(Cause.CANCEL)
-    reader.join(5)
-    assert got == [b""]
-
-
-def test_a_handle_made_before_connect_reaches_the_connection(stream: Stream) -> None:
-    """The handle is taken before `connect()`, so that no phase is out of reach."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as ours:
-        stream.arm(ours)
-        ours.connect(listener.getsockname())
-        theirs, _ = listener.accept()
-        with theirs:
-            theirs.settimeout(5)
-            stream.abort(Cause.CANCEL)
-            assert theirs.recv(1) == b""
-
-
-def test_a_stop_before_connect_is_no_error(stream: Stream) -> None:
-    """A socket that is not connected yet has nothing to shut down; the stop is recorded."""
-    with socket.socket() as ours:
-        stream.arm(ours)
-        assert stream.abort(Cause.CANCEL) is True
-
-
 @pytest.mark.parametrize("end", ENDS)
 def test_an_ended_stream_arms_nothing(
     stream: Stream, pair: tuple[socket.socket, socket.socket], end: str
@@ -386,168 +347,3 @@ def test_a_closed_socket_is_no_lack_of_descriptors(stream: Stream) -> None:
     theirs.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         stream.arm(ours)
-
-
-def test_a_stop_gives_the_client_its_patience(
-    stream: Stream, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After an abort a client that takes no bytes has its socket shut down; not before one."""
-    monkeypatch.setattr("chatstream.stream.stream.CLIENT_PATIENCE", 0.1)
-    loop = Loop()
-    server, _client = pair
-    server.settimeout(5)
-    ended = threading.Event()
-    stream.client = loop.watch(server, lambda: None)
-
-    def write() -> None:
-        try:
-            while True:
-                server.sendall(b"x" * 65536)
-        except BrokenPipeError:
-            ended.set()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    assert not ended.wait(0.3)
-    stream.abort(Cause.CANCEL)
-    assert ended.wait(4)
-    writer.join(5)
-    stream.client.release()
-    loop.stop()
-
-
-# What goes through it
-
-
-def test_feed_passes_whole_events_only(stream: Stream) -> None:
-    """An event comes out when it is whole, byte for byte, however it came in."""
-    assert [stream.feed(EVENT[:9]), stream.feed(EVENT[9:] + b"da")] == [b"", EVENT]
-    assert stream.feed(b"ta: b\n\n: c\n\ndata: tail") == b"data: b\n\n: c\n\n"
-    assert not stream.ended
-
-
-def test_feed_counts(stream: Stream) -> None:
-    """Events are events; comments count as bytes only; what is not whole counts as nothing."""
-    stream.feed(b": keep-alive\n\n" + EVENT + EVENT + b"data: tail")
-    stream.complete()
-    outcome = stream.outcome()
-    assert outcome.events == 2
-    assert outcome.bytes == len(b": keep-alive\n\n" + EVENT + EVENT)
-
-
-def test_done_completes_and_drops_what_follows(stream: Stream) -> None:
-    """Case 17: `[DONE]` is relayed and ends the stream; nothing after it comes out or counts."""
-    assert stream.feed(EVENT + DONE + EVENT + b"data: tail") == EVENT + DONE
-    assert stream.outcome().kind is Kind.COMPLETED
-    assert stream.outcome().events == 2
-    assert stream.outcome().bytes == len(EVENT + DONE)
-
-
-def test_done_before_an_event_too_long_completes(stream: Stream) -> None:
-    """What comes after `[DONE]` cannot fail the stream any more."""
-    assert stream.feed(DONE + b"x" * (sse.MAX_EVENT + 1)) == DONE
-    assert stream.outcome().kind is Kind.COMPLETED
-
-
-@pytest.mark.parametrize("cause", [Cause.CLIENT, Cause.CANCEL, Cause.DEADLINE])
-def test_after_a_cause_nothing_comes_out(stream: Stream, cause: Cause) -> None:
-    """Once a cause is recorded no byte is handed over, not even `[DONE]`, and none is counted."""
-    stream.feed(EVENT)
-    stream.abort(cause)
-    assert stream.feed(EVENT + DONE) == b""
-    outcome = stream.outcome()
-    assert outcome.cause is cause
-    assert (outcome.events, outcome.bytes) == (1, len(EVENT))
-
-
-def test_a_providers_error_is_relayed_and_fails(stream: Stream) -> None:
-    """A provider's own error event goes through, ends the stream, and adds nothing of ours."""
-    assert stream.feed(EVENT + FAULT + DONE) == EVENT + FAULT
-    assert isinstance(stream.error, ProviderEvent)
-    outcome = stream.outcome()
-    assert (outcome.kind, outcome.code, outcome.events) == (Kind.FAILED, "upstream_error", 2)
-
-
-def test_an_event_too_long_fails(stream: Stream) -> None:
-    """The events before one that is too long come out; the stream has failed."""
-    assert stream.feed(EVENT + b"data: " + b"x" * sse.MAX_EVENT) == EVENT
-    assert stream.outcome().code == "event_too_large"
-
-
-MIXTURE = st.lists(
-    st.sampled_from(
-        [
-            *[EVENT, EVENT, EVENT, b": c\n\n", EVENT[:-2] + b"\r\n\r\n", b"data: {}\r\r", b"\n"],
-            *[FINISH, b"data: text\n\n", EVENT.replace(b'"a"', b'"error"'), EVENT * 60],
-        ]
-    ),
-    max_size=12,
-)
-
-
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
-@given(
-    before=MIXTURE,
-    last=st.sampled_from([b"", DONE, FAULT, b"event: error\ndata: x\n\n"]),
-    after=MIXTURE,
-    cuts=st.lists(st.integers(0, 60_000), max_size=4),
-)
-def test_feed_is_what_a_look_at_each_block_gives(
-    before: list[bytes], last: bytes, after: list[bytes], cuts: list[int]
-) -> None:
-    """However events come and whatever lies between them: the same bytes, count and end."""
-    data = b"".join([*before, last, *after])
-    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    relayed: list[tuple[bytes, Outcome]] = []
-    for each in (False, True):
-        stream, out = Stream("s", "t"), b""
-        with pytest.MonkeyPatch.context() as patch:
-            if each:
-                patch.setattr(openai_chat, "plain_events", lambda blocks: None)
-            for start, end in itertools.pairwise(edges):
-                if not stream.ended:  # a mover asks no further
-                    out += stream.feed(data[start:end])
-            stream.eof()
-        timeless = {"duration": 0, "time_to_first_event": None}
-        relayed.append((out, replace(stream.outcome(), **timeless)))
-    assert relayed[0] == relayed[1]
-    if last:
-        assert relayed[0][0] == b"".join([*before, last])
-
-
-@pytest.mark.parametrize(
-    ("data", "kind", "code"),
-    [
-        (b"", Kind.FAILED, "upstream_truncated"),
-        (EVENT, Kind.FAILED, "upstream_truncated"),
-        (EVENT + FINISH, Kind.COMPLETED, None),
-        (FINISH + b'data: {"choices":[],"usage":{}}\n\n', Kind.COMPLETED, None),
-        (FINISH[:-1], Kind.FAILED, "upstream_truncated"),
-        (EVENT + DONE, Kind.COMPLETED, None),
-    ],
-    ids=["nothing", "an event", "finish", "finish and usage", "finish cut off", "done"],
-)
-def test_the_end_of_the_body(stream: Stream, data: bytes, kind: Kind, code: str | None) -> None:
-    """Case 8: an end without `[DONE]` or a finish_reason is a failure, never `completed`."""
-    stream.feed(data)
-    stream.eof()
-    assert (stream.outcome().kind, stream.outcome().code) == (kind, code)
-
-
-def test_the_end_of_an_aborted_body_is_no_completion(stream: Stream) -> None:
-    """Case 2: a stop surfaces as a clean end of a close-delimited body; the cause stays."""
-    stream.feed(EVENT + FINISH)
-    stream.abort(Cause.CANCEL)
-    stream.eof()
-    assert stream.outcome().cause is Cause.CANCEL
-
-
-def test_a_provider_that_quotes_the_key(stream: Stream) -> None:
-    """No client gets to see it, in whatever pieces the event comes; nothing else is changed."""
-    stream.key = b"sk-very-secret"
-    before = EVENT.replace(b'"a"', b'"sk-very-secret"')  # what people write is theirs
-    event = b'data: {"error":{"message":"bad key sk-very-secret","code":"sk-very-secret"}}\n\n'
-    assert stream.feed(before + event[:30]) == before
-    told = event.replace(b"sk-very-secret", b"[key]")
-    assert stream.feed(event[30:] + EVENT) == told
-    assert stream.outcome().code == "upstream_error"

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from chatstream.dialects.base import Usage
-from chatstream.dialects.estimate import estimate
-from chatstream.dialects.openai_chat import prompt_tokens
+from chatstream.dialects.sse import BOM
 from chatstream.stream.transcript import BATCH, Said, Transcript
 
 
@@ -31,32 +30,33 @@ def said(*pieces: bytes, asked: bool = True, whole: bool = False, **options: Any
 
 
 @pytest.mark.parametrize(
-    ("pieces", "text", "reasoning"),
+    ("pieces", "text"),
     [
-        ([], "", ""),
-        ([event(content="a")], "a", ""),
-        ([event(content="a"), event(content="b")], "ab", ""),
-        ([event(content="a") + event(content="b")], "ab", ""),
-        ([event(reasoning_content="hm", content=None), event(content="so")], "so", "hm"),
-        ([event(reasoning="hm")], "", "hm"),
-        ([event(role="assistant", content="")], "", ""),
-        ([event(content="žluť 🙂\n\n")], "žluť 🙂\n\n", ""),
-        ([b": ping\n\n", event(content="a"), b": c\n\n"], "a", ""),
-        ([event(content="a").replace(b"\n", b"\r\n")], "a", ""),
-        ([event(content="a").replace(b"\n", b"\r")], "a", ""),
-        ([b'data: {"choices":[{"delta":\ndata: {"content":"two lines"}}]}\n\n'], "two lines", ""),
-        ([chunk({"choices": [{"index": 1, "delta": {"content": "other"}}]})], "", ""),
-        ([chunk({"choices": [{"delta": {"content": "no index"}}]})], "no index", ""),
-        ([b"data: [DONE]\n\n"], "", ""),
-        ([b"data: no json\n\n", event(content="a")], "a", ""),
-        ([b'event: error\ndata: {"error":{"message":"x"}}\n\n'], "", ""),
-        ([chunk({"choices": [None, {"delta": None}, {"delta": {"content": 7}}]})], "", ""),
-        ([chunk({"choices": None}), chunk([]), chunk(None)], "", ""),
+        ([], ""),
+        ([event(content="a"), event(content="b")], "ab"),
+        ([event(content="a") + event(content="b")], "ab"),
+        ([event(content="žluť 🙂\n\n")], "žluť 🙂\n\n"),
+        ([b": ping\n\n", event(content="a"), b": c\n\n"], "a"),
+        ([event(content="a").replace(b"\n", b"\r\n")], "a"),
+        ([event(content="a").replace(b"\n", b"\r")], "a"),
+        ([b'data: {"choices":[{"delta":\ndata: {"content":"two lines"}}]}\n\n'], "two lines"),
+        ([b"data: [DONE]\n\n"], ""),
+        ([b"data: no json\n\n", event(content="a")], "a"),
+        ([chunk([]), chunk(None)], ""),
+        ([b'event: error\ndata: {"error":{"message":"x"}}\n\n'], ""),
+        ([BOM + event(content="a"), event(content="b")], "ab"),
+        ([event(content="a"), BOM + event(content="no browser's")], "a"),
+        ([event(content="a" * 2 * BATCH), BOM + event(content="no browser's")], "a" * 2 * BATCH),
     ],
 )
-def test_the_text(pieces: list[bytes], text: str, reasoning: str) -> None:
-    """The first choice's deltas, joined; whatever else comes is no text and no fault."""
-    assert (text, reasoning) == said(*pieces)[:2]
+def test_the_text(pieces: list[bytes], text: str) -> None:
+    """The deltas of its events, joined; whatever else comes is no text and no fault."""
+    assert text == said(*pieces).text
+
+
+def test_what_is_thought_aloud_is_kept_apart() -> None:
+    pieces = (event(reasoning_content="h"), event(reasoning_content="m"), event(content="so"))
+    assert said(*pieces)[:2] == ("so", "hm")
 
 
 @pytest.mark.parametrize("events", [1, 50, 1000])
@@ -124,20 +124,6 @@ def test_the_providers_usage() -> None:
     assert said(*pieces, whole=False).usage == Usage(11, 7, estimated=True)
 
 
-@pytest.mark.parametrize(
-    ("usage", "expected"),
-    [
-        ({}, Usage(None, None)),
-        ({"prompt_tokens": True, "completion_tokens": -1}, Usage(None, None)),
-        ({"prompt_tokens": "3", "completion_tokens": 0}, Usage(None, 0)),
-        ({"prompt_tokens": 2**53, "completion_tokens": 10**400}, Usage(2**53, None)),
-    ],
-)
-def test_a_usage_that_is_none(usage: Any, expected: Usage) -> None:
-    """What is no number of tokens is not taken for one."""
-    assert expected == said(chunk({"usage": usage}), whole=True).usage
-
-
 def test_a_stopped_answers_usage_is_an_estimate() -> None:
     """Case 41: never zero-as-fact. Of what has said nothing, nobody knows what it has thought."""
     assert said(prompt_tokens=4).usage == Usage(4, None, estimated=True)
@@ -150,32 +136,6 @@ def test_a_stopped_answers_usage_is_an_estimate() -> None:
 def test_nobody_who_was_not_asked_used_anything() -> None:
     """A stop before the request was sent cost nothing: there is no usage at all."""
     assert said(prompt_tokens=4, asked=False).usage is None
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [("", 0), ("a", 1), ("a" * 10, 3), ("字" * 10, 6), ("ab字", 2), ("é" * 10, 3), ("🙂" * 10, 6)],
-)
-def test_an_estimate(text: str, tokens: int) -> None:
-    """By DeepSeek's figures: 0.3 a character, 0.6 a Chinese one; rounded up."""
-    assert tokens == estimate(text)
-
-
-@pytest.mark.parametrize(
-    ("request_", "tokens"),
-    [
-        ({"messages": [{"role": "user", "content": "a" * 10}]}, 3),
-        ({"messages": [{"content": "a" * 10}, {"content": "a" * 10}]}, 6),
-        ({"messages": [{"content": [{"type": "text", "text": "a" * 10}, {"image_url": "x"}]}]}, 3),
-        ({"messages": [{"content": None}, {}]}, 0),
-        ({"messages": "no"}, None),
-        ([], None),
-    ],
-)
-def test_a_prompts_tokens(request_: Any, tokens: int | None) -> None:
-    """The text of its messages; None where there is nothing to be read."""
-    assert tokens == prompt_tokens(json.dumps(request_).encode())
-    assert prompt_tokens(b"no json") is None
 
 
 # Halves of a character

@@ -1,4 +1,4 @@
-"""announcing: what is said of streams, to the log and to who listens; and that it harms nobody."""
+"""announcer: what is said of streams, to the log and to who listens; and that it harms nobody."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from chatstream import (
     stream_started,
 )
 from chatstream.dialects.base import Usage
-from chatstream.stream.outcome import Phase
-from chatstream.stream.stream import Stream
+from chatstream.stream.forms import EventStream
 from chatstream.stream.tally import Tally
 from chatstream.stream.transcript import Transcript
 from chatstream.telemetry.announcer import log_outcome
 from chatstream.telemetry.signals import usage_only
+from tests.stream.outcomes import outcome
 
 URL = "https://provider.test/v1/chat"
 PAYLOAD = b'{"messages":[{"role":"user","content":"0123456789"}],"stream":true}'
@@ -402,7 +402,7 @@ def test_text_is_kept_for_who_needs_it(
     @usage_only
     def count(app: flask.Flask, outcome: Outcome) -> None: ...
 
-    stream = Stream("s", "t")
+    stream = EventStream("s", "t")
     stream.media_type = media_type
     stream_ended.disconnect(chat.listener._ended, chat.app)
     with stream_ended.connected_to(count, chat.app):
@@ -414,53 +414,55 @@ def test_text_is_kept_for_who_needs_it(
 # The one line in the end
 
 
-def outcome(**facts: Any) -> Outcome:
-    some: dict[str, Any] = {
-        "kind": Kind.COMPLETED,
-        "session_id": "s",
-        "stream_id": "t",
-        "owner": "7",
-        "cause": None,
-        "code": None,
-        "detail": "",
-        "phase": Phase.BODY,
-        "duration": 1.5,
-        "events": 2,
-        "bytes": 30,
-        "stop_ms": None,
-    }
-    return Outcome(**{**some, **facts})
-
-
-FACTS = "phase=body stream=t events=2 bytes=30 duration=1.500s"
+ENDED = {"events": 2, "bytes": 30, "duration": 1.23456789}
+FACTS = "phase=body stream=t events=2 bytes=30 duration=1.235s"
 
 
 @pytest.mark.parametrize(
-    ("facts", "level", "line"),
+    ("facts", "level", "line", "fields"),
     [
-        ({}, "INFO", f"completed {FACTS}"),
-        ({"client_left": True}, "INFO", f"completed {FACTS} client=left"),
+        ({}, "INFO", f"completed {FACTS}", {"kind": "completed"}),
         (
-            {"kind": Kind.ABORTED, "cause": Cause.CANCEL, "stop_ms": 0.25},
+            {"client_left": True},
             "INFO",
-            f"aborted by client/cancel cause=cancel {FACTS} stop_ms=0.250",
+            f"completed {FACTS} client=left",
+            {"kind": "completed", "client_left": True},
         ),
-        ({"kind": Kind.FAILED, "code": "busy"}, "WARNING", f"failed: busy {FACTS}"),
+        (
+            {"kind": Kind.ABORTED, "cause": Cause.CANCEL, "stop_ms": 0.12345},
+            "INFO",
+            f"aborted by client/cancel cause=cancel {FACTS} stop_ms=0.123",
+            {"kind": "aborted", "cause": "cancel", "stop_ms": 0.123},
+        ),
+        (
+            {"kind": Kind.FAILED, "code": "busy"},
+            "WARNING",
+            f"failed: busy {FACTS}",
+            {"kind": "failed", "code": "busy"},
+        ),
         (
             {"kind": Kind.FAILED, "code": "busy", "detail": "no thread"},
             "WARNING",
             f'failed: busy {FACTS} detail="no thread"',
+            {"kind": "failed", "code": "busy", "detail": "no thread"},
         ),
     ],
 )
 def test_the_line(
-    caplog: pytest.LogCaptureFixture, facts: dict[str, Any], level: str, line: str
+    caplog: pytest.LogCaptureFixture,
+    facts: dict[str, Any],
+    level: str,
+    line: str,
+    fields: dict[str, object],
 ) -> None:
     """How it ended, and the figures; on the record as well, and nothing of what people wrote."""
     caplog.set_level(logging.INFO, "chatstream")
-    ended = outcome(text="a secret", **facts)
+    ended = outcome(owner="somebody", text="what was said", reasoning="a thought", **ENDED, **facts)
     log_outcome(ended)
     [record] = caplog.records
     assert (record.levelname, record.getMessage()) == (level, f"[SSE] s {line}")
-    assert {name: getattr(record, name) for name in ended.facts} == ended.facts
-    assert "a secret" not in str(vars(record))
+    plain = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+    figures = {"phase": "body", "events": 2, "bytes": 30, "duration": 1.234568}
+    names = {"session_id": "s", "stream_id": "t"}
+    shown = {name: value for name, value in vars(record).items() if name not in plain}
+    assert shown == ended.facts == {**names, **figures, **fields}

@@ -7,47 +7,15 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from chatstream.errors import ConfigError, UpstreamError
+from chatstream.errors import ConfigError
 from chatstream.settings.table import Settings
-from chatstream.stream.outcome import Cause, Kind, Outcome, Phase
 from chatstream.telemetry import log_format
-from chatstream.telemetry.announcer import log_outcome
 
 JSON = Settings(log_format="json")
-
-OUTCOME = Outcome(
-    kind=Kind.ABORTED,
-    session_id="s",
-    stream_id="t",
-    owner="somebody",
-    cause=Cause.CANCEL,
-    code=None,
-    detail="",
-    phase=Phase.BODY,
-    duration=1.23456789,
-    events=3,
-    bytes=456,
-    stop_ms=0.12345,
-    text="what was said",
-    reasoning="what was thought",
-)
-
-STOPPED = {
-    "session_id": "s",
-    "stream_id": "t",
-    "kind": "aborted",
-    "cause": "cancel",
-    "phase": "body",
-    "events": 3,
-    "bytes": 456,
-    "duration": 1.234568,
-    "stop_ms": 0.123,
-}
 
 
 def formatted(*args: Any, extra: Mapping[str, object] | None = None, **more: Any) -> dict[str, Any]:
@@ -76,66 +44,6 @@ def test_an_exception_is_in_its_line() -> None:
         value = formatted("failed", exc_info=sys.exc_info())
     assert value["exc_info"].startswith("Traceback")
     assert value["exc_info"].endswith("RuntimeError: out\nof order")
-
-
-FAILED = replace(
-    OUTCOME,
-    kind=Kind.FAILED,
-    cause=None,
-    stop_ms=None,
-    code="upstream_truncated",
-    detail="OSError: it broke",
-)
-
-
-@pytest.mark.parametrize(
-    ("outcome", "fields", "line"),
-    [
-        (
-            OUTCOME,
-            STOPPED,
-            "[SSE] s aborted by client/cancel cause=cancel phase=body stream=t events=3 bytes=456"
-            " duration=1.235s stop_ms=0.123",
-        ),
-        (
-            replace(OUTCOME, kind=Kind.COMPLETED, cause=None, stop_ms=None, client_left=True),
-            {
-                **{k: v for k, v in STOPPED.items() if k not in ("cause", "stop_ms")},
-                "kind": "completed",
-                "client_left": True,
-            },
-            "[SSE] s completed phase=body stream=t events=3 bytes=456 duration=1.235s client=left",
-        ),
-        (
-            FAILED,
-            {
-                **{k: v for k, v in STOPPED.items() if k not in ("cause", "stop_ms")},
-                "kind": "failed",
-                "code": "upstream_truncated",
-                "detail": "OSError: it broke",
-            },
-            "[SSE] s failed: upstream_truncated phase=body stream=t events=3 bytes=456"
-            ' duration=1.235s detail="OSError: it broke"',
-        ),
-    ],
-)
-def test_a_terminal_line_and_its_fields(
-    caplog: pytest.LogCaptureFixture, outcome: Outcome, fields: dict[str, object], line: str
-) -> None:
-    """The line is as ever; its facts are on the record too, and nothing of what people wrote."""
-    with caplog.at_level(logging.INFO, "chatstream"):
-        log_outcome(outcome)
-    (record,) = caplog.records
-    assert line == record.getMessage()
-    plain = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-    assert fields == {k: v for k, v in vars(record).items() if k not in plain}
-    assert fields == outcome.facts
-
-
-def test_a_stop_that_took_no_time_has_its_figure() -> None:
-    """Zero is a figure; what is not known is left out."""
-    assert replace(OUTCOME, stop_ms=0.0).facts["stop_ms"] == 0.0
-    assert "stop_ms" not in replace(OUTCOME, stop_ms=None).facts
 
 
 def test_a_request_of_the_access_log() -> None:
@@ -251,10 +159,3 @@ def test_a_form_that_is_none_is_refused() -> None:
         ConfigError, match=r"^CHATSTREAM_LOG_FORMAT must be text or json, not 'x'\.$"
     ):
         Settings.load({}, {"CHATSTREAM_LOG_FORMAT": "x"})
-
-
-def test_a_providers_error_is_no_field_with_words_of_people() -> None:
-    """What a provider quotes of a request is the client's to see, and in no line."""
-    error = UpstreamError("You wrote: secret", code="upstream_rejected")
-    outcome = replace(FAILED, code=error.code, detail=error.detail)
-    assert "secret" not in json.dumps(outcome.facts)

@@ -15,11 +15,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from chatstream import Cause, Service
+from chatstream import Cause, Service, StreamIterable
 from chatstream.errors import Busy, UpstreamError
 from chatstream.settings.table import Settings
+from chatstream.stream.forms import EventStream
 from chatstream.stream.outcome import Outcome
 from chatstream.stream.stream import Stream
+from chatstream.stream.transcript import Transcript
 from chatstream.telemetry import tracing
 from chatstream.testing import Provider
 
@@ -72,6 +74,13 @@ def service(provider: Provider) -> Iterator[Callable[..., Service]]:
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
+
+
+def walked(source: StreamIterable) -> bytes:
+    """All of an answer, to its end."""
+    body = b"".join(source)
+    source.close()
+    return body
 
 
 def test_a_whole_answer(
@@ -132,8 +141,7 @@ def test_the_hosts_own_span_is_the_parent(
     """In an instrumented app; and not who called that, whose child it is."""
     with tracer.get_tracer("host").start_as_current_span("GET /") as host:
         source = service().open(PAYLOAD, environ=CALLED)
-    b"".join(source)
-    source.close()
+    walked(source)
     ours = spans()[-1]
     assert ours.parent.span_id == host.get_span_context().span_id
     assert ours.context.trace_id == host.get_span_context().trace_id
@@ -143,8 +151,7 @@ def test_without_a_caller_it_is_a_trace_of_its_own(
     service: Callable[..., Service], provider: Provider, spans: Callable[[], Any]
 ) -> None:
     source = service().open(PAYLOAD)
-    b"".join(source)
-    source.close()
+    walked(source)
     (span,) = spans()
     assert span.parent is None
     (figure,) = provider.requests()
@@ -160,8 +167,7 @@ def test_the_callers_baggage_stays_here(
         source = service().open(PAYLOAD, environ={**CALLED, "HTTP_BAGGAGE": "user=joe"})
     finally:
         context.detach(token)
-    b"".join(source)
-    source.close()
+    walked(source)
     (figure,) = provider.requests()
     assert "baggage" not in figure.headers
     assert "joe" not in str(figure.headers)
@@ -192,8 +198,7 @@ def test_a_failure_is_one(
     """With its code, which is bounded, and not the provider's sentence."""
     provider.script(status=500)
     source = service().open(PAYLOAD)
-    b"".join(source)
-    source.close()
+    walked(source)
     (span,) = spans()
     assert span.status.status_code is StatusCode.ERROR
     assert span.status.description == "upstream_error"
@@ -241,9 +246,7 @@ def test_what_was_refused_has_no_span(
 
 def test_tokens_where_they_are_known(tracer: TracerProvider, spans: Callable[[], Any]) -> None:
     """They are where somebody listens; an estimate is said to be one."""
-    from chatstream.stream.transcript import Transcript
-
-    stream = Stream("s", "t")
+    stream = EventStream("s", "t")
     stream.transcript = Transcript(9)
     end = tracing.create("https://api.deepseek.com/chat/completions").begin(stream, PAYLOAD, {})
     stream.feed(b'data: {"model":"m-1","choices":[{"delta":{"content":"Hello"}}]}\n\n')
@@ -285,8 +288,7 @@ def test_a_broken_sdk_hurts_no_stream(
     tracer.add_span_processor(processor)
     one = service()
     source = one.open(PAYLOAD)
-    assert b"[DONE]" in b"".join(source)
-    source.close()
+    assert b"[DONE]" in walked(source)
     assert one.at_rest()
     assert "[trace] a span cannot be" in caplog.text
 
@@ -314,8 +316,7 @@ def test_without_an_sdk_the_trace_goes_on(
 ) -> None:
     """The API alone makes no spans: the provider's are the caller's children."""
     source = service().open(PAYLOAD, environ=CALLED)
-    b"".join(source)
-    source.close()
+    walked(source)
     (figure,) = provider.requests()
     assert figure.headers["traceparent"] == TRACEPARENT
     assert figure.headers["tracestate"] == "vendor=x"

@@ -13,6 +13,7 @@ import trustme
 
 from chatstream.settings.table import Settings
 from chatstream.sockets.loop import Loop
+from chatstream.stream.forms import EventStream
 from chatstream.stream.stream import Stream
 from chatstream.upstream.provider import Upstream
 from tests.upstream.peer import (
@@ -81,7 +82,7 @@ def upstream(provider: Any) -> Iterator[Callable[..., Upstream]]:
 
 @pytest.fixture
 def stream() -> Stream:
-    return Stream("s", "t")
+    return EventStream("s", "t")
 
 
 @pytest.fixture

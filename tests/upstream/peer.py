@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from chatstream.errors import StreamError
+from chatstream.stream.forms import EventStream
 from chatstream.stream.sides import Body
 from chatstream.stream.stream import Stream
 from chatstream.upstream import dialling
@@ -289,7 +290,7 @@ class Call(threading.Thread):
 
 
 def opened(upstream: Upstream, stream: Stream | None = None) -> Body:
-    return upstream.open(PAYLOAD, stream or Stream("s", "t"))
+    return upstream.open(PAYLOAD, stream or EventStream("s", "t"))
 
 
 def rest_of(body: Body) -> bytes:
@@ -298,7 +299,7 @@ def rest_of(body: Body) -> bytes:
 
 def whole_call(upstream: Upstream, stream: Stream | None = None) -> bytes:
     """One stream from the request to its completion."""
-    stream = stream or Stream("s", "t")
+    stream = stream or EventStream("s", "t")
     body = opened(upstream, stream)
     try:
         data = rest_of(body)
@@ -310,7 +311,7 @@ def whole_call(upstream: Upstream, stream: Stream | None = None) -> bytes:
 
 def refused(upstream: Upstream, stream: Stream | None = None) -> StreamError:
     """The error with which a call ends. Ends its stream, too, as the caller has to."""
-    stream = stream or Stream("s", "t")
+    stream = stream or EventStream("s", "t")
     with pytest.raises(StreamError) as caught:
         upstream.open(PAYLOAD, stream)
     stream.fail(caught.value)

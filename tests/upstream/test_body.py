@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from chatstream.errors import UpstreamError
+from chatstream.stream.forms import EventStream
 from chatstream.stream.outcome import Cause
 from chatstream.stream.stream import Stream
 from tests.conftest import eventually
@@ -332,7 +333,7 @@ def test_a_stop_in_a_silent_body(
     assert woken.wait(5)
     reader.join(5)
     body.close()
-    opened(us, Stream("s", "t-2")).close()
+    opened(us, EventStream("s", "t-2")).close()
     assert len(there.peers) == 2
 
 
@@ -387,7 +388,7 @@ def test_a_detached_bodys_connection_serves_the_next_stream(
     there = provider(always_says(WHOLE))
     us = upstream(there.url)
     for _ in range(2):
-        stream = Stream("s", "t")
+        stream = EventStream("s", "t")
         body = opened(us, stream)
         body.detach()
         eventually(lambda body=body: body.receive_now() == b"", "the end")  # type: ignore[misc]

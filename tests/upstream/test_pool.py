@@ -11,6 +11,7 @@ import pytest
 
 from chatstream.errors import StreamAborted, UpstreamError
 from chatstream.sockets.handle import SocketHandle
+from chatstream.stream.forms import EventStream
 from chatstream.stream.outcome import Cause
 from chatstream.stream.stream import Stream
 from tests.conftest import descriptors, eventually
@@ -128,7 +129,7 @@ def test_no_more_idle_connections_than_slots(
     """Six streams at once leave at most four idle connections, silently."""
     there = provider(always_says(WHOLE))
     us = upstream(there.url)
-    streams = [Stream("s", f"t-{n}") for n in range(6)]
+    streams = [EventStream("s", f"t-{n}") for n in range(6)]
     bodies = [opened(us, stream) for stream in streams]
     for stream, body in zip(streams, bodies, strict=True):
         rest_of(body)
@@ -136,7 +137,7 @@ def test_no_more_idle_connections_than_slots(
         body.close()
     eventually(lambda: states_to(there.address[1]).count("01") == 4)
     assert caplog.records == []
-    bodies = [opened(us, Stream("s", f"u-{n}")) for n in range(4)]
+    bodies = [opened(us, EventStream("s", f"u-{n}")) for n in range(4)]
     assert len(there.peers) == 6
     for body in bodies:
         rest_of(body)
@@ -169,7 +170,7 @@ def test_a_late_stop_does_not_reach_the_next_stream(
     body = opened(us, stream)
     rest_of(body)
     body.close()
-    following = Stream("s", "t-2")
+    following = EventStream("s", "t-2")
     next_body = opened(us, following)
     assert next_body.receive(5) == EVENT
     assert stream.abort(Cause.CANCEL) is True

@@ -9,6 +9,7 @@ import pytest
 import responses
 
 from chatstream.errors import UpstreamError
+from chatstream.stream.forms import EventStream
 from chatstream.stream.stream import Stream
 from tests.upstream.peer import (
     DONE,
@@ -53,7 +54,7 @@ def test_a_stream_may_have_headers_of_its_own(
     """They are this call's only, and none of them takes the place of one of ours."""
     there = provider(always_says(WHOLE))
     us = upstream(there.url, api_key=key)
-    stream = Stream("s", "t")
+    stream = EventStream("s", "t")
     ours = {
         "AUTHORIZATION": "Bearer evil",
         "Content-Type": "text/evil",
@@ -81,7 +82,7 @@ def test_a_stream_may_have_headers_of_its_own(
 def test_a_header_that_would_be_two_is_none(provider: MakeProvider, upstream: MakeUpstream) -> None:
     """A line's end in a value: nothing is sent, and the stream fails as any that cannot be."""
     there = provider(always_says(WHOLE))
-    stream = Stream("s", "t")
+    stream = EventStream("s", "t")
     stream.headers = {"X-Tenant": "7\r\nAuthorization: evil"}
     with pytest.raises(UpstreamError):
         upstream(there.url).open(PAYLOAD, stream)

@@ -1,4 +1,4 @@
-"""The figures themselves, and the route that shows them. The room of prometheus_client.
+"""The figures themselves, and what they look like. The room of prometheus_client.
 
 They are a process's, whatever apps it has: sums over all of them. No label is of a user's making.
 """
@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from flask import Flask
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -208,7 +207,7 @@ def figures() -> Figures:
     return Figures()
 
 
-def watch(app: Flask, service: Watched, *, serves: bool = False) -> None:
+def watch(app: object, service: Watched, *, serves: bool = False) -> None:
     """Counts what the app's streams do. Raises OSError if there is nowhere to write."""
     figures().add(service, serves=serves)
     stream_started.connect(_started, sender=app)
@@ -216,16 +215,16 @@ def watch(app: Flask, service: Watched, *, serves: bool = False) -> None:
     cancel_answered.connect(_cancelled, sender=app)
 
 
-def _started(app: Flask, started: Started) -> None:
+def _started(app: object, started: Started) -> None:
     figures().started()
 
 
 @usage_only
-def _ended(app: Flask, outcome: Outcome) -> None:
+def _ended(app: object, outcome: Outcome) -> None:
     figures().ended(outcome)
 
 
-def _cancelled(app: Flask, cancel: Cancelled) -> None:
+def _cancelled(app: object, cancel: Cancelled) -> None:
     figures().cancelled(cancel)
 
 
