@@ -27,7 +27,7 @@ from chatstream.errors import RequestTimeout
 from chatstream.settings.table import Settings
 from chatstream.simulator import Simulator
 from chatstream.sockets import native
-from chatstream.stream.forms import WholeStream
+from chatstream.stream.forms import EventStream, WholeStream
 from chatstream.upstream.body import MockedBody
 from chatstream.workers import server, slots
 from chatstream.workers.slots import Slots
@@ -262,7 +262,7 @@ def test_a_provider_that_quotes_our_key(service: MakeService, whole: bool) -> No
     )
     with responses.RequestsMock() as mock:
         mock.post(URL, body=body, content_type=kind)
-        iterable = service().open(PAYLOAD, form=WholeStream if whole else Stream)
+        iterable = service().open(PAYLOAD, form=WholeStream if whole else EventStream)
         said = b"".join(iterable) or iterable.stream.last_words()
         iterable.close()
     assert b"bad key [key]" in said

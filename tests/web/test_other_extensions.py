@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 import pytest
-<<<<<<< HEAD
-import responses
-=======
 import requests
->>>>>>> web2
+import responses
 from flask import Flask, request
 from flask_compress import Compress
 from flask_cors import CORS
@@ -23,14 +20,9 @@ from flask_limiter.util import get_remote_address
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_wtf.csrf import CSRFProtect, generate_csrf
 
-<<<<<<< HEAD
-from chatstream import ChatStream, stream_ended
-from chatstream.testing import Browser, Live, Provider
-from tests.web.chat import DONE, EVENT, Chat, MakeChat, assert_not_found
-=======
 from chatstream import Cause, ChatStream, Kind, stream_ended
 from chatstream.testing import Answer, Browser, Live, Provider
->>>>>>> web2
+from tests.web.chat import DONE, EVENT, Chat, MakeChat, assert_not_found
 
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer
@@ -325,7 +317,6 @@ def test_flask_login_names_the_owner(
     assert "a listener failed" not in caplog.text
 
 
-<<<<<<< HEAD
 # Flask-WTF
 
 
@@ -360,7 +351,8 @@ def test_csrf_exemption(guarded: Chat, answers: responses.RequestsMock) -> None:
     guarded.app.extensions["guard"].exempt(guarded.app.blueprints["chatstream"])
     assert guarded.post().data == EVENT + DONE
     assert_not_found(guarded.cancel("/s-1"))
-=======
+
+
 # What an app puts in our body's place: Flask-Compress, a filter of its own
 
 
@@ -462,4 +454,3 @@ def test_another_body_in_the_place_of_ours(chatstream_live: Serve) -> None:
     live = chatstream_live(app)
     live.headers["X-User"] = "ada"
     assert live.post(STREAM, json=QUESTION).text == "Closed for today."
->>>>>>> web2
