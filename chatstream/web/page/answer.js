@@ -9,7 +9,8 @@ export class TurnView {
   element = make("li", { className: "turn" });
 
   #turn;
-  #rendering;
+  #shownThoughts;
+  #shownText;
   #countdown = 0;
   #drawing = 0; // the animation frame that will
   #chosen = false; // somebody opened or closed the reasoning
@@ -28,7 +29,8 @@ export class TurnView {
   constructor(turn, drawn = () => {}) {
     this.#turn = turn;
     this.#drawn = drawn;
-    this.#rendering = new Rendering(this.#text);
+    this.#shownThoughts = new Rendering(this.#thoughts, "plain");
+    this.#shownText = new Rendering(this.#text);
     this.#summary.addEventListener("click", () => (this.#chosen = true));
     this.#reasoning.append(this.#summary, this.#thoughts);
     this.#answer.append(unseen("Answer"), this.#reasoning, this.#text, this.#end);
@@ -43,26 +45,32 @@ export class TurnView {
     this.#drawing ||= requestAnimationFrame(() => this.draw());
   }
 
-  /** Draws all of the turn, now. */
+  /** Draws the turn, now: how it stands, and its text. */
   draw() {
+    this.#answer.dataset.state = this.#turn.state;
+    this.#drawEnd();
+    this.#drawText();
+  }
+
+  /** Draws what is new of the text. If that is much, as much as a frame has time for, and then the rest. */
+  #drawText() {
     cancelAnimationFrame(this.#drawing);
     this.#drawing = 0;
     const { text, state } = this.#turn;
-    this.#answer.dataset.state = state;
-    this.#answer.ariaBusy = String(state === "answering");
-    this.#drawReasoning();
-    this.#rendering.update(text);
-    this.#drawEnd();
+    const whole = this.#drawReasoning() && this.#shownText.update(text);
+    this.#answer.ariaBusy = String(state === "answering" || !whole);
     this.#drawn();
+    if (!whole) this.#drawing = requestAnimationFrame(() => this.#drawText());
   }
 
+  /** @returns {boolean} Whether all of it is shown. */
   #drawReasoning() {
     const { reasoning, text, state } = this.#turn;
     const thinking = state === "answering" && text === "";
     this.#reasoning.hidden = reasoning === "";
     if (!this.#chosen) this.#reasoning.open = thinking;
     this.#summary.textContent = thinking ? "Thinking" : "What it thought";
-    if (this.#thoughts.textContent !== reasoning) this.#thoughts.textContent = reasoning;
+    return this.#shownThoughts.update(reasoning);
   }
 
   #drawEnd() {
