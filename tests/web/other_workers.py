@@ -33,5 +33,5 @@ class OtherWorkers(LocalBus):
     def check(self) -> None:
         raise self.error
 
-    def _cancel_elsewhere(self, request: Request) -> bool:
+    def cancel_elsewhere(self, request: Request) -> bool:
         raise self.error
