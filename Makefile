@@ -58,8 +58,8 @@ clean:
 	-cd bench/peers/vercel && npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@
 
-.venv/.dev: .venv/.run pyproject.toml
-	$(PIP) install --quiet --editable '.[test,lint]'
+.venv/.dev: .venv/.run pyproject.toml requirements-dev.txt
+	$(PIP) install --quiet --requirement requirements-dev.txt
 	@touch $@
 
 # Without npm, and where a package cannot be had, the tests that need it are skipped; in CI they fail.
