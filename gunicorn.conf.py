@@ -44,6 +44,11 @@ if threads < 5 and _worker == "gthread":
     _refuse("CHATSTREAM_THREADS must be at least 5: four stay free for cancels.")
 keepalive = 5  # that it is not 0 counts: CHATSTREAM_KEEPALIVE_TIMEOUT says how long
 graceful_timeout = 30
+# gunicorn 25.1 and newer. Where it would be by itself, a user's second service takes it over.
+_control_socket = os.environ.get("CHATSTREAM_CONTROL_SOCKET")
+control_socket_disable = not _control_socket
+if _control_socket:
+    control_socket = _control_socket
 forwarder_headers = ""  # else a client of a proxy on this host could send SCRIPT_NAME and PATH_INFO
 
 # A stream takes four descriptors, five while its provider is being called.

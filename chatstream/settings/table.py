@@ -44,7 +44,12 @@ STANDALONE = {
 }
 """What is on in the standalone service, unless the environment says otherwise."""
 
-_OF_THE_SERVER = {"CHATSTREAM_BIND", "CHATSTREAM_WORKER_CLASS", "CHATSTREAM_THREADS"}
+_OF_THE_SERVER = {
+    "CHATSTREAM_BIND",
+    "CHATSTREAM_CONTROL_SOCKET",
+    "CHATSTREAM_THREADS",
+    "CHATSTREAM_WORKER_CLASS",
+}
 """Keys that only gunicorn.conf.py reads."""
 
 

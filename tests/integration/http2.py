@@ -31,7 +31,12 @@ class Browser:
     def ask(self, method: str, path: str, fields: dict[str, Any] | None = None) -> int:
         """Sends a request. Returns its stream, as HTTP/2 has the word."""
         number = self._h2.get_next_available_stream_id()
-        head = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "here")]
+        head = [
+            (":method", method),
+            (":path", path),
+            (":scheme", "https"),
+            (":authority", "localhost"),
+        ]
         body = b"" if fields is None else json.dumps(fields).encode()
         head += [("content-type", "application/json"), ("content-length", str(len(body)))]
         self._h2.send_headers(number, head, end_stream=not body)

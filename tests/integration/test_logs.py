@@ -6,15 +6,18 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import eventually
+from tests.conftest import PATIENCE, eventually
 from tests.integration.client import Client
-from tests.integration.processes import Provider, Server, fails_to_start, is_running
+from tests.integration.processes import OURS, ROOT, Provider, Server, fails_to_start, is_running
 
 JSON = {"CHATSTREAM_LOG_FORMAT": "json", "WEB_CONCURRENCY": "2"}
 KEY = "sk-secret-of-the-tests"
@@ -119,3 +122,47 @@ def test_an_app_that_cannot_be_imported(log_file: Path, tmp_path: Path) -> None:
     log = fails_to_start(log_file, app="broken_app:app", PYTHONPATH=str(tmp_path), **JSON)
     raised = [value for value in objects(log) if "exc_info" in value]
     assert any("RuntimeError: in the app" in value["exc_info"] for value in raised)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_where_the_log_goes(provider: Provider, tmp_path: Path, captured: bool) -> None:
+    """gunicorn's file is for its own lines; with --capture-output for all, also after USR1."""
+    stderr, file, moved = (tmp_path / name for name in ("stderr", "file", "moved"))
+    options = ["--error-logfile", str(file), *(["--capture-output"] if captured else [])]
+
+    def text(path: Path) -> str:
+        return path.read_text() if path.exists() else ""
+
+    def ready() -> re.Match[str] | None:
+        return re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", text(file))
+
+    environ = {"CHATSTREAM_UPSTREAM_URL": provider.url, "WEB_CONCURRENCY": "1"}
+    with stderr.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *OURS, *options, "wsgi:app"],
+            cwd=ROOT,
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            stderr=output,
+        )
+    try:
+        port = int(eventually(ready, "a server")[1])
+
+        def end(session: str) -> None:
+            client = Client(port)
+            client.post(session, simulate={"tokens": 2, "rate": 0})
+            client.until(b"[DONE]")
+            client.close()
+
+        ours = file if captured else stderr
+        end("first")
+        eventually(lambda: "[SSE] first completed" in text(ours), "its line")
+        assert "[SSE]" not in text(stderr if captured else file)
+        file.rename(moved)
+        process.send_signal(signal.SIGUSR1)
+        eventually(file.exists, "a file anew")
+        eventually(lambda: end("second") or "[SSE] second" in text(ours), "the next line")
+    finally:
+        process.terminate()
+        process.wait(PATIENCE * 3)
+    eventually(lambda: "Shutting down: Master" in text(file), "gunicorn's last line")

@@ -179,3 +179,21 @@ def test_a_killed_worker_closes_its_connections(log_file: Path, provider: Provid
         os.kill(rig.server.worker, signal.SIGKILL)
         assert rig.provider.request("killed", "closed")["closed_by"] in ("client", "reset")
         eventually(lambda: rig.server._answers(), "a new worker")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_gunicorns_control_socket(
+    log_file: Path, provider: Provider, short_base: Path, asked: bool
+) -> None:
+    """There is none, which another service of the same user would take over; or where one says."""
+    place = short_base / "control"
+    environ = {"HOME": str(short_base), "XDG_RUNTIME_DIR": None}
+    if asked:
+        environ["CHATSTREAM_CONTROL_SOCKET"] = str(place)
+    command = [word for word in OURS if word != "--no-control-socket"]
+    with serving(log_file, provider, command=command, app="wsgi:app", **environ) as rig:
+        if asked:
+            eventually(place.is_socket, "the socket")
+        assert_a_cancel_stops(rig)
+    assert list(short_base.glob("**/*.ctl")) == []
+    assert ("Control socket listening" in log_file.read_text()) == asked

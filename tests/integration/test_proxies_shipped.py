@@ -1,4 +1,4 @@
-"""deploy/nginx.conf, as it is shipped: TLS, HTTP/2, and what is not for the world."""
+"""deploy/ has configurations of proxies: as they are shipped, with TLS, HTTP/2, and all in them."""
 
 from __future__ import annotations
 
@@ -10,54 +10,29 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import eventually, require
+from tests.conftest import eventually
 from tests.integration.client import Client
 from tests.integration.conftest import Certificate, Rig
 from tests.integration.http2 import Browser
-from tests.integration.nginx import USER, nginx, temporary
-from tests.integration.processes import ROOT, tcp
+from tests.integration.processes import tcp
+from tests.integration.proxies import SHIPPED, shipped
 from tests.integration.scenes import MOMENTS, SCENES
-
-SHIPPED = ROOT / "deploy" / "nginx.conf"
-
 
 AT_ONCE = 1.0
 """Seconds; a ping or a timeout of anybody's would take longer."""
 
 
-def substituted(folder: Path, certificate: Certificate, plain: int, tls: int, behind: int) -> str:
-    """The shipped file with this machine's paths and ports. Nothing else of it is changed."""
-    config = SHIPPED.read_text()
-    for old, new in {
-        "\nevents {": f"\ndaemon off;{USER}pid {folder}/nginx.pid;\nevents {{",
-        "worker_processes auto;": "worker_processes 1;",
-        "worker_rlimit_nofile 20000;": "",
-        "worker_connections 10000;": "worker_connections 128;",
-        "access_log off;": f"access_log {folder}/access.log; {temporary(folder)}",
-        "listen 80;": f"listen 127.0.0.1:{plain};",
-        "listen 443 ssl": f"listen 127.0.0.1:{tls} ssl",
-        "server 127.0.0.1:8000;": f"server 127.0.0.1:{behind};",
-        "/etc/ssl/chat.example.com/fullchain.pem": certificate.cert,
-        "/etc/ssl/chat.example.com/privkey.pem": certificate.cert,
-    }.items():
-        assert config.count(old) == 1, f"{old} is not in the shipped file, or twice"
-        config = config.replace(old, new)
-    return config
-
-
 @dataclass
 class Site:
-    """A server, and the shipped nginx before it."""
+    """A server, and a proxy before it."""
 
     rig: Rig
     plain: int
     tls: int
     authority: str
-    log: Path
 
     def client(self, **options: int) -> Client:
         """A client over HTTP/1.1 and TLS."""
@@ -92,35 +67,30 @@ class Site:
 @pytest.fixture(scope="module")
 def sites(
     tmp_path_factory: pytest.TempPathFactory, rigs: Callable[..., Rig], certificate: Certificate
-) -> Iterator[Callable[[str], Site]]:
-    """`sites(worker_class)`: an nginx with the shipped file before our worker of that class."""
-    require("nginx")
-    made: dict[str, Site] = {}
+) -> Iterator[Callable[[str, str], Site]]:
+    """`sites(proxy, worker_class)`: that proxy as it is shipped, before our worker of a class."""
+    made: dict[tuple[str, str], Site] = {}
     with contextlib.ExitStack() as stack:
 
-        def site(worker_class: str) -> Site:
-            if worker_class not in made:
+        def site(proxy: str, worker_class: str) -> Site:
+            key = (proxy, worker_class)
+            if key not in made:
                 rig = rigs("plain", worker_class)
-                folder = tmp_path_factory.mktemp("nginx")
-                listeners = [
-                    stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
-                ]
-                plain, tls = (listener.getsockname()[1] for listener in listeners)
-                config = substituted(folder, certificate, plain, tls, rig.server.port)
-                stack.enter_context(nginx(folder, config, *listeners))
-                made[worker_class] = Site(
-                    rig, plain, tls, certificate.authority, folder / "access.log"
-                )
-            return made[worker_class]
+                folder = tmp_path_factory.mktemp(proxy)
+                ports = shipped(proxy, folder, certificate, rig.server.port)
+                made[key] = Site(rig, *stack.enter_context(ports), certificate.authority)
+            return made[key]
 
         yield site
-    for left in made.values():  # nginx and the connections that it keeps to us are gone
+    for left in made.values():  # the proxy and the connections that it keeps to us are gone
         left.rig.check_leaks()
 
 
-@pytest.fixture
-def site(sites: Callable[[str], Site], worker_class: str) -> Iterator[Site]:
-    site = sites(worker_class)
+@pytest.fixture(
+    params=[(proxy, "gthread") for proxy in SHIPPED] + [("nginx", "gevent")], ids="-".join
+)
+def site(sites: Callable[[str, str], Site], request: pytest.FixtureRequest) -> Iterator[Site]:
+    site = sites(*request.param)
     yield site
     site.rig.close_clients()
 
@@ -223,7 +193,7 @@ def test_connections_to_us_are_kept(site: Site) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
 def test_what_is_not_for_the_world(site: Site, path: str) -> None:
-    """It is asked by the machine itself; an address that is not listed gets 403 from nginx."""
+    """It is asked by the machine itself; an address that is not listed gets 403 from the proxy."""
     assert _get(site, path, "127.0.0.1") != 403
     assert _get(site, path, "127.0.0.2") == 403
 
@@ -234,7 +204,9 @@ def _get(site: Site, path: str, address: str) -> int:
         ("127.0.0.1", site.tls), timeout=20, source_address=(address, 0)
     )
     with context.wrap_socket(plain, server_hostname="localhost") as sock:
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+        sock.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         return int(sock.recv(64).split()[1])
 
 
