@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,8 @@ class Standalone:
     server: Server
     provider: Provider
     place: str = "/"
+    prefix: str = "/api/chat"
+    token: str = ""
     _baseline: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -239,18 +242,23 @@ class Standalone:
         except BaseException:
             provider.close()
             raise
-        made = cls(server, provider, environ.get("CHATSTREAM_PAGE", "/"))
-        made._warm_up(environ.get("CHATSTREAM_URL_PREFIX", "/api/chat"), token)
+        prefix = environ.get("CHATSTREAM_URL_PREFIX", "/api/chat")
+        made = cls(server, provider, environ.get("CHATSTREAM_PAGE", "/"), prefix, token)
+        made._stream_through()
+        made._baseline = made._descriptors()
         return made
 
-    def _warm_up(self, prefix: str, token: str) -> None:
-        """Has everything made that is made once: the loop, the pool, a reusable connection."""
-        body = {"messages": [{"role": "user", "content": "hi"}], "sessionId": "warm-up"}
+    def _stream_through(self) -> None:
+        """Has everything made that is made once: the loop, the pool, a reusable connection.
+
+        And what was idle for half a minute is closed: the pool does so when one comes back to it.
+        """
+        session = f"warm-up-{uuid.uuid4().hex}"
+        body = {"messages": [{"role": "user", "content": "hi"}], "sessionId": session}
         body["simulate"] = {"tokens": 1, "rate": 0}
-        kind = {"Content_Type": "application/json", "Authorization": f"Bearer {token}"}
-        assert self.server.ask("POST", f"{prefix}/stream", json.dumps(body).encode(), **kind)
-        self.server.ending_of("warm-up")
-        self._baseline = self._descriptors()
+        kind = {"Content_Type": "application/json", "Authorization": f"Bearer {self.token}"}
+        assert self.server.ask("POST", f"{self.prefix}/stream", json.dumps(body).encode(), **kind)
+        self.server.ending_of(session)
 
     def _descriptors(self) -> dict[int, int]:
         but = (self.provider.port, self.server.port)
@@ -285,6 +293,8 @@ class Standalone:
         """Nothing generates, every stream has its one end, no descriptor is left."""
         eventually(lambda: self.provider.stats()["generating"] == 0, "no generation")
         eventually(lambda: not self._endless(), "an end for each stream")
+        if self._more():
+            self._stream_through()
         eventually(lambda: not self._more(), f"descriptors as before; more: {self._more()}")
         assert self.server.errors() == []
 
