@@ -54,7 +54,7 @@ def stopped(rig: Standalone, tab: Tab, asked: Asked, since_ns: int) -> None:
 def test_an_answer_streams_in_to_its_end(tabs: Tabs) -> None:
     """Word by word; then it is complete, and nothing says that it was stopped."""
     tab = tabs.open()
-    asked = tab.ask(tokens=30, rate=60)
+    asked = tab.ask(tokens=30, rate=15)
     expect(tab.stop).to_be_visible()
     expect(tab.answer).to_have_text(re.compile("^A stop"))
     assert len(tab.words()) < 30
