@@ -19,8 +19,10 @@ from flask_limiter import Limiter, RateLimitExceeded
 from flask_limiter.util import get_remote_address
 from flask_login import LoginManager, UserMixin, current_user, login_user
 from flask_wtf.csrf import CSRFProtect, generate_csrf
+from werkzeug.test import EnvironBuilder
 
 from chatstream import Cause, ChatStream, Kind, stream_ended
+from chatstream.stream.sides import Detachable
 from chatstream.testing import Answer, Browser, Live, Provider
 from tests.web.chat import DONE, EVENT, Chat, MakeChat, assert_not_found
 
@@ -454,3 +456,14 @@ def test_another_body_in_the_place_of_ours(chatstream_live: Serve) -> None:
     live = chatstream_live(app)
     live.headers["X-User"] = "ada"
     assert live.post(STREAM, json=QUESTION).text == "Closed for today."
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_only_our_own_body_is_left_to_the_loop(replaced: bool) -> None:
+    """Our workers detach what says that it can be: the loop would send ours, and not the app's."""
+    app = masking(b"secret") if replaced else make()
+    asked = EnvironBuilder(method="POST", path=STREAM, json=QUESTION, headers={"X-User": "ada"})
+    body: Any = app.wsgi_app(asked.get_environ(), lambda status, headers, error=None: print)
+    body.close()
+    app.extensions["chatstream"].stop()
+    assert isinstance(body, Detachable) is not replaced
